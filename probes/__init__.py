@@ -2,6 +2,7 @@
 
     find("induction_score")(stats)    one probe: a table with one row per head
     summary(stats)                    every probe the statistics suffice for, one column each
+    tables(stats)                     the table of each of them, and why others were left out
     heads_table(stats)                the same in long form, with spread, count and control
 
 The imports below are the table of contents.
@@ -68,6 +69,7 @@ __all__ = [
     "sink_mass",
     "sink_positions",
     "summary",
+    "tables",
     "value_drain",
 ]
 
@@ -84,31 +86,40 @@ def all_probes() -> tuple[Probe, ...]:
     return tuple(PROBES.values())
 
 
-def heads_table(stats: HeadStats) -> pd.DataFrame:
-    """Every probe that applies, in long form: `probe, layer, head, label, value, sd, n, null`.
+def tables(stats: HeadStats) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
+    """`({probe: table}, {probe: why it was left out})` of every probe.
 
-    Probes whose statistics were not captured, or whose prompts do not suit them, are left out;
-    `table.attrs["left_out"]` gives the reason of each by name.
+    Left out are probes whose statistics were not captured, or whose prompts do not suit them.
     """
-    tables, left_out, settings = [], {}, {}
+    found, left_out = {}, {}
     for name, function in PROBES.items():
         missing = [need for need in function.info.needs if need not in stats]  # type: ignore[attr-defined]
         if missing:
             left_out[name] = f"needs {', '.join(missing)}"
             continue
         try:
-            table = function(stats)
+            found[name] = function(stats)
         except WorkbenchError as error:
             left_out[name] = str(error)
-            continue
-        if table.attrs:
-            settings[name] = dict(table.attrs)
-        # Tables that disagree in attrs cannot keep them when joined; they move to `settings`.
+    return found, left_out
+
+
+def heads_table(stats: HeadStats) -> pd.DataFrame:
+    """Every probe that applies, in long form: `probe, layer, head, label, value, sd, n, null`.
+
+    `table.attrs`: `left_out` (probe -> reason) and `settings` (probe -> thresholds used).
+    """
+    found, left_out = tables(stats)
+    settings = {name: dict(table.attrs) for name, table in found.items() if table.attrs}
+    long = []
+    for name, table in found.items():
+        # Tables that disagree in attrs cannot keep them when joined; they moved to `settings`.
         table.attrs = {}
         table.insert(0, "probe", name)
-        tables.append(table)
-    columns = ["probe", *COLUMNS]
-    joined = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+        long.append(table)
+    joined = (
+        pd.concat(long, ignore_index=True) if long else pd.DataFrame(columns=["probe", *COLUMNS])
+    )
     joined.attrs.update(left_out=left_out, settings=settings)
     return joined
 

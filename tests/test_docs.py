@@ -41,6 +41,9 @@ assert sinks["value"].iloc[2] > 3 * sinks["null"].iloc[2]
 assert barred[1] > 1.2 * untouched[1] and barred[0] > 2 * untouched[0], "costs the chain only"
 assert abs(idle[1] - untouched[1]) < (barred[1] - untouched[1]) / 4, "others do not mind"
 assert silent[0] < 5 * untouched[0], "an idle head of the chain copies in the repeats"
+assert str(wb.Head(*reach.index[0])) == writer, "reaches least far"
+assert {str(wb.Head(*i)) for i in reach.index[-3:]} == set(parked), "and farthest"
+assert returns.nlargest(1).index[0] == 0 and returns[0] > 5 * returns[1:].max()
 assert Path("induction.svg").read_text().startswith("<svg")
 """,
 }

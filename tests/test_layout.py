@@ -36,7 +36,7 @@ ALLOWED = {
     "kernels": {"kernels"},
     "core": {"core"},
     "probes": {"core", "probes"},
-    "models": {"core", "kernels", "models"},
+    "models": {"core", "kernels", "models", "probes"},
     "circuits": {"circuits", "core", "kernels", "models", "probes"},
     "top": {"circuits", "core", "kernels", "models", "probes", "top"},
 }

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from workbench.interventions import Intervention as Intervention
     from workbench.models import Model as Model
     from workbench.models import load as load
+    from workbench.parameters import Parameters as Parameters
     from workbench.prompts import Prompt as Prompt
     from workbench.runs import open_run as open_run
     from workbench.stats import HeadStats as HeadStats
@@ -37,6 +38,7 @@ __all__ = [
     "HeadStats",
     "Intervention",
     "Model",
+    "Parameters",
     "Prompt",
     "SchemaError",
     "WorkbenchError",
@@ -56,6 +58,7 @@ _PUBLIC = {
     "HeadStats": ("workbench.stats", "HeadStats"),
     "Intervention": ("workbench.interventions", "Intervention"),
     "Model": ("workbench.models", "Model"),
+    "Parameters": ("workbench.parameters", "Parameters"),
     "Prompt": ("workbench.prompts", "Prompt"),
     "SchemaError": ("workbench.errors", "SchemaError"),
     "WorkbenchError": ("workbench.errors", "WorkbenchError"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -10,12 +11,26 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from workbench.columns import with_mean
 from workbench.errors import WorkbenchError
-from workbench.kernels.attention_stats import COLUMN_STATS
+from workbench.parameters import Parameters
 from workbench.provenance import Provenance, digest
-from workbench.schema import KEY, ROW
+from workbench.schema import SCHEMA, expand_want
 from workbench.spec import AttentionSite, Spec
-from workbench.stats import TOKEN_COLUMNS, HeadStats, concat, label
+from workbench.stats import TOKEN_COLUMNS, HeadStats, concat, dim_labels, label
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Statistics asked of given arrays, and the parameters they are defined with."""
+
+    names: tuple[str, ...]
+    parameters: dict[str, Any]
+
+    @classmethod
+    def of(cls, want: str | Sequence[str] | None, parameters: Parameters | None) -> Wanted:
+        names = expand_want(want)
+        return cls(names, (parameters or Parameters()).used(names))
 
 
 @dataclass(frozen=True)
@@ -84,28 +99,32 @@ def _spoken(row: Any, tokenizer: Any, vocabulary: dict[str, int]) -> Tokens:
 
 
 def one_prompt(
-    prompt: int, layers: list[dict[str, np.ndarray]], words: Tokens, arrays: dict
+    prompt: int,
+    layers: list[dict[str, np.ndarray]],
+    words: Tokens,
+    arrays: dict,
+    asked: Wanted,
 ) -> tuple[xr.Dataset, pd.DataFrame, dict]:
     """One prompt's dataset, tokens and arrays from the statistics of its layers."""
-    data = {}
-    for name in layers[0]:
-        values = np.stack([layer[name] for layer in layers])[None].astype("float32")
-        dims = KEY if name in (*COLUMN_STATS, "k_norm", "v_norm") else ROW
-        data[name] = ((*dims, "role") if name == "role_mass" else dims, values)
-    count = data["key_count"][1]
-    mean = np.where(count > 0, data["key_mass"][1] / np.maximum(count, 1), np.nan)
-    data["key_mean"] = (KEY, mean.astype("float32"))
-    dataset = xr.Dataset(
-        data, coords={"prompt": [prompt], "role": list(dict.fromkeys(words.roles))}
-    )
-    sizes = {d: dataset.sizes[d] for d in ("layer", "head", "query", "key")}
+    found = {
+        name: np.stack([layer[name] for layer in layers])[None].astype("float32")
+        for name in layers[0]
+    }
+    if "top_keys" in found:
+        found["top_keys"] = np.where(found["top_keys"] < 0, np.nan, found["top_keys"])
+    found = with_mean(found)
+    data = xr.Dataset({n: (SCHEMA[n].dims, found[n]) for n in asked.names if n in found})
+    pool = asked.parameters.get("pool")
+    coords: dict = {dim: dim_labels(str(dim), n, pool) for dim, n in data.sizes.items()}
+    if "role" in data.dims:
+        coords["role"] = list(dict.fromkeys(words.roles))
     n = len(words.ids)
     table = {
         "prompt": prompt, "position": np.arange(n), "id": words.ids, "text": words.texts,
         "role": words.roles, "segment": "", "image_row": -1, "image_col": -1,
     }  # fmt: skip
     tokens = pd.DataFrame(table, columns=list(TOKEN_COLUMNS))
-    return dataset.assign_coords({d: np.arange(m) for d, m in sizes.items()}), tokens, arrays
+    return data.assign_coords(coords | {"prompt": [prompt]}), tokens, arrays
 
 
 def given_site(
@@ -125,14 +144,23 @@ def joined(
     kind: str,
     spoken: list[Tokens],
     kernel: str,
+    asked: Wanted,
 ) -> HeadStats:
-    """One `HeadStats` from the pieces of `one_prompt`."""
+    """One `HeadStats` from the pieces of `one_prompt`; raises `WorkbenchError` where it would be
+    empty."""
+    missing = [n for n in asked.names if n not in parts[0][0]]
+    if len(missing) == len(asked.names):
+        raise WorkbenchError(
+            f"nothing of what was asked for ({', '.join(missing[:6])}) follows from these arrays."
+        )
     provenance = Provenance(
         model=name,
         family="arrays",
         attention="given",
         kernel=kernel,
         prompts=digest([words.texts for words in spoken]),
+        settings={"want": list(asked.names), "parameters": asked.parameters},
+        missing=dict.fromkeys(missing, "it does not follow from the arrays that were given"),
         notes=("statistics of arrays that were given: no model was run",),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )

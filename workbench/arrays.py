@@ -9,7 +9,7 @@ All of them give the `HeadStats` that probes, runs and the app take; no model is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ import xarray as xr
 
 from workbench.arrayparts import (
     Tokens,
+    Wanted,
     given_site,
     joined,
     one_prompt,
@@ -26,15 +27,11 @@ from workbench.arrayparts import (
     to_numpy,
 )
 from workbench.errors import SchemaError, WorkbenchError
-from workbench.kernels.attention_stats import (
-    COLUMN_STATS,
-    ROW_STATS,
-    attention_stats,
-    stats_from_pattern,
-)
+from workbench.kernels.attention_stats import attention_stats, stats_from_pattern
 from workbench.names import resolve
+from workbench.parameters import Parameters
 from workbench.patterns import array_name
-from workbench.schema import KEY, ROW
+from workbench.schema import KEY, ROW, SAME_AXIS, kernel_want
 from workbench.spec import Spec
 from workbench.stats import HeadStats, label
 
@@ -43,10 +40,9 @@ __all__ = ["from_cache", "from_patterns", "from_qk", "view"]
 # Rows of half-precision softmaxes sum to one only this well.
 _ROW_SUM_TOLERANCE = 5e-3
 _NEEDS_IDS = ("duplicate_mass", "induction_mass")
-_NO_DISTANCE = ("self_mass", "prev_mass", "first_mass", "distance", "distance_sq")
 
 
-def view(
+def view(  # noqa: PLR0913 - what can be said about arrays
     attention: Any = None,
     *,
     q: Any = None,
@@ -58,6 +54,8 @@ def view(
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    want: str | Sequence[str] | None = None,
+    parameters: Parameters | None = None,
     name: str = "arrays",
 ) -> HeadStats:
     """Statistics of arrays of one's own: either `attention` patterns, or `q` and `k`.
@@ -66,21 +64,25 @@ def view(
     [prompt, head, query, key] per layer that transformers returns.  `q`: [layer, head, query, d] or
     with a prompt dim in front, after rotary embedding; `k` the same with its own number of heads.
     `tokens`: words or ids per prompt, the shorter prompts being padded at the end.  `causal` is
-    found out from patterns, and must be said for q and k.
+    found out from patterns, and must be said for q and k.  `want` and `parameters` as in
+    `workbench.capture`.
     """
     if (attention is None) == (q is None and k is None):
         raise WorkbenchError(
             "view takes either attention patterns or q and k; give one of the two."
         )
     if attention is not None:
-        return from_patterns(attention, tokens, tokenizer=tokenizer, causal=causal, name=name)
+        return from_patterns(
+            attention, tokens, tokenizer=tokenizer, causal=causal, want=want,
+            parameters=parameters, name=name,
+        )  # fmt: skip
     if q is None or k is None:
         raise WorkbenchError(
             "view needs both q and k to compute a pattern; give the other one too."
         )
     return from_qk(
         q, k, v, tokens, tokenizer=tokenizer, causal=causal, scale=scale, window=window,
-        softcap=softcap, name=name,
+        softcap=softcap, want=want, parameters=parameters, name=name,
     )  # fmt: skip
 
 
@@ -92,6 +94,8 @@ def from_patterns(
     causal: bool | None = None,
     kind: str = "text",
     learned_sink: bool = False,
+    want: str | Sequence[str] | None = None,
+    parameters: Parameters | None = None,
     name: str = "arrays",
 ) -> HeadStats:
     """Statistics of explicit patterns (see `view` for their layouts); rows are queries.
@@ -100,6 +104,7 @@ def from_patterns(
     row may sum to less, the rest being its null mass; without it rows are divided by their sum,
     which undoes the rounding of half precision.  Raises `SchemaError` naming the first bad row.
     """
+    asked = Wanted.of(want, parameters)
     maps = prompts_first(patterns, 4, "attention").astype(np.float64)
     spoken = spoken_tokens(tokens, tokenizer, len(maps), maps.shape[-1])
     cut = [_cut(whole, words, kind) for whole, words in zip(maps, spoken, strict=True)]
@@ -111,18 +116,18 @@ def from_patterns(
         causal = kind != "cross" and all(_looks_causal(p) for p in cut)
     parts = []
     for prompt, (p, words) in enumerate(zip(cut, spoken, strict=True)):
-        found = [_reduced(layer, words, causal, kind, learned_sink) for layer in p]
+        found = [_reduced(layer, words, causal, kind, learned_sink, asked) for layer in p]
         arrays = {
             array_name(prompt, layer, "pattern"): p[layer].astype(np.float32)
             for layer in range(len(p))
         }
-        parts.append(one_prompt(prompt, found, words, arrays))
+        parts.append(one_prompt(prompt, found, words, arrays, asked))
     heads = maps.shape[2]
     sites = [
         given_site(i, heads, heads, 0, causal, kind, sink_logit=learned_sink)
         for i in range(maps.shape[1])
     ]
-    return joined(parts, sites, name, kind, spoken, "float64 specification")
+    return joined(parts, sites, name, kind, spoken, "float64 specification", asked)
 
 
 def from_qk(
@@ -136,9 +141,12 @@ def from_qk(
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    want: str | Sequence[str] | None = None,
+    parameters: Parameters | None = None,
     name: str = "arrays",
 ) -> HeadStats:
     """Statistics from queries and keys (see `view`), by the blockwise kernels: no map is made."""
+    asked = Wanted.of(want, parameters)
     if causal is None:
         raise WorkbenchError(
             "q and k do not say what a query may see; give causal=True or causal=False."
@@ -165,19 +173,20 @@ def from_qk(
         found, arrays = [], {}
         for layer in range(qs.shape[1]):
             own_q, own_k = qs[prompt, layer, :, :n_query], ks[prompt, layer, :, :n_key]
-            found.append(_from_kernel(own_q, own_k, words, terms))
+            own_v = None if vs is None else vs[prompt, layer, :, :n_key]
+            found.append(_from_kernel(own_q, own_k, own_v, words, terms, asked))
             found[-1]["q_norm"] = np.linalg.norm(own_q, axis=-1)
             found[-1]["k_norm"] = np.repeat(np.linalg.norm(own_k, axis=-1), heads // kv_heads, 0)
-            if vs is not None:
-                norms = np.linalg.norm(vs[prompt, layer, :, :n_key], axis=-1)
+            if own_v is not None:
+                norms = np.linalg.norm(own_v, axis=-1)
                 found[-1]["v_norm"] = np.repeat(norms, heads // len(norms), 0)
             arrays[array_name(prompt, layer, "q")] = own_q.astype(np.float32)
             arrays[array_name(prompt, layer, "k")] = own_k.astype(np.float32)
             arrays[array_name(prompt, layer, "scale")] = np.float32(scale or d_head**-0.5).reshape(
                 ()
             )
-        parts.append(one_prompt(prompt, found, words, arrays))
-    return joined(parts, sites, name, "text", spoken, "torch blockwise")
+        parts.append(one_prompt(prompt, found, words, arrays, asked))
+    return joined(parts, sites, name, "text", spoken, "torch blockwise", asked)
 
 
 def from_cache(
@@ -252,14 +261,11 @@ def _check_rows(p: np.ndarray, learned_sink: bool) -> None:
         )
 
 
-def _wanted(words: Tokens, kind: str) -> list[str]:
-    without = {
-        "lse",
-        *(() if words.known else _NEEDS_IDS),
-        *(_NO_DISTANCE if kind == "cross" else ()),
-    }
-    without |= set(_NEEDS_IDS) if kind == "cross" else set()
-    return [name for name in (*ROW_STATS, *COLUMN_STATS) if name not in without]
+def _possible(asked: Wanted, words: Tokens, kind: str) -> list[str]:
+    """What of the kernels' statistics these arrays have."""
+    without = set(SAME_AXIS) if kind == "cross" else set()
+    without |= set() if words.known else set(_NEEDS_IDS)
+    return [name for name in kernel_want(asked.names) if name not in without]
 
 
 def _about_tokens(words: Tokens, n_query: int) -> dict[str, Any]:
@@ -274,35 +280,39 @@ def _about_tokens(words: Tokens, n_query: int) -> dict[str, Any]:
 
 
 def _reduced(
-    p: np.ndarray, words: Tokens, causal: bool, kind: str, learned_sink: bool
+    p: np.ndarray, words: Tokens, causal: bool, kind: str, learned_sink: bool, asked: Wanted
 ) -> dict[str, np.ndarray]:
     """Statistics [head, ...] of one layer's patterns [head, query, key]; empty rows are padding."""
     about = _about_tokens(words, 0 if kind == "cross" else p.shape[-2])
     if kind == "cross":
         about = {name: about[name] for name in ("key_segments", "n_segments")}
     valid = np.asarray(p.any(axis=(0, 2)))[None]
-    found = stats_from_pattern(
-        p[None], _wanted(words, kind), causal=causal, query_valid=valid, **about
-    )
+    about |= {"causal": causal, "query_valid": valid} | asked.parameters
+    want = [name for name in _possible(asked, words, kind) if name not in ("lse", "value_mass")]
+    found = stats_from_pattern(p[None], want, **about)
     found = {name: values[0].astype(np.float64) for name, values in found.items()}
-    for name in ("argmax", "n_visible"):
+    for name in {"argmax", "n_visible"} & set(found):
         found[name][:, ~valid[0]] = np.nan
-    if not learned_sink:
+    if not learned_sink and "null_mass" in found:
         # What is missing from one is rounding here, and no mass of anything.
         found["null_mass"] = np.where(np.isnan(found["null_mass"]), np.nan, 0.0)
     return found
 
 
-def _from_kernel(q: np.ndarray, k: np.ndarray, words: Tokens, terms: dict) -> dict[str, np.ndarray]:
+def _from_kernel(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray | None, words: Tokens, terms: dict, asked: Wanted
+) -> dict[str, np.ndarray]:
     import torch
 
     about: dict[str, Any] = {
         name: torch.as_tensor(value) if isinstance(value, np.ndarray) else value
         for name, value in _about_tokens(words, q.shape[-2]).items()
     }
-    want = ["lse", *_wanted(words, "text")]
+    want = [n for n in _possible(asked, words, "text") if n != "value_mass" or v is not None]
+    if v is not None:
+        about["v"] = torch.as_tensor(v.astype(np.float32))[None]
     q_, k_ = (torch.as_tensor(a.astype(np.float32))[None] for a in (q, k))
-    found = attention_stats(q_, k_, want, **terms, **about)
+    found = attention_stats(q_, k_, want, **terms, **about, **asked.parameters)
     return {name: value[0].numpy() for name, value in found.items()}
 
 

@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from workbench.chunks import Chunk
 from workbench.errors import CaptureError
 from workbench.heads import Head
-from workbench.record import Chunk, Recorder
+from workbench.record import KEY_INDICES, Recorder
 from workbench.residual import ResidualRecorder
-from workbench.schema import SCHEMA
+from workbench.schema import SCHEMA, extent
 from workbench.spec import Spec
-from workbench.stats import label
+from workbench.stats import dim_labels, label
 
 
 @dataclass(frozen=True)
@@ -72,49 +73,53 @@ def assemble(
         chunks = recorder.chunks.get(site.name, [])
         if not chunks:
             continue
-        rows, keys = _join_rows(chunks), recorder.columns[site.name].result()
-        if "key_mean" in want and "key_mass" in keys:
-            with np.errstate(invalid="ignore", divide="ignore"):
-                keys["key_mean"] = keys["key_mass"] / np.where(
-                    keys["key_count"] > 0, keys["key_count"], np.nan
-                )
+        values = _join_rows(chunks)
+        values |= recorder.columns[site.name].result() | recorder.maps[site.name].result()
         for name in want:
-            values = rows.get(name, keys.get(name))
-            if values is None:
+            if name not in values:
                 continue
-            along_query = name in rows
-            shape = (*lead, n_query if along_query else n_key, *values.shape[3:])
-            target = found.setdefault(
-                name, (SCHEMA[name].dims, np.full(shape, np.nan, dtype=np.float32))
-            )[1]
-            for i, span in enumerate(spans):
-                a, b = (span.start, span.stop) if along_query else (span.key_start, span.key_stop)
-                part = values[span.row, :, a:b]
-                if name == "argmax":
-                    part = part - span.key_start
-                target[i, site.layer, : site.n_heads, : b - a] = part
+            parts = [_cut(name, values[name][span.row], span, recorder) for span in spans]
+            shape = [max(sizes) for sizes in zip(*(p.shape[1:] for p in parts), strict=True)]
+            empty = np.full((*lead, *shape), np.nan, dtype=np.float32)
+            target = found.setdefault(name, (SCHEMA[name].dims, empty))[1]
+            for i, part in enumerate(parts):
+                inner = tuple(slice(n) for n in part.shape)
+                target[i, site.layer][inner] = part
     data = xr.Dataset({name: (dims, values) for name, (dims, values) in found.items()})
-    data = _coordinates(data, spans, n_layers, n_heads, n_query, n_key, roles)
+    pool = recorder.asked.parameters.get("pool")
+    data = _coordinates(data, spans, roles, pool)
     if residual is not None:
         data = data.merge(residual.dataset(spans, n_query, want))
     return label(_with_patterns(data, kind, recorder, spans, n_query, n_key))
 
 
+def _cut(name: str, values: np.ndarray, span: Span, recorder: Recorder) -> np.ndarray:
+    """[head, ...] of one prompt out of its row; a bin or block belongs to it if it begins in it."""
+    dims = SCHEMA[name].dims[3:]
+    sizes = {"query": span.stop - span.start, "key": span.key_stop - span.key_start}
+    if dims[0] in ("query", "key"):
+        start = span.start if dims[0] == "query" else span.key_start
+        values = values[:, start : start + sizes[dims[0]]]
+        return values - span.key_start if name in KEY_INDICES else values
+    length = {"distance_bin": max(sizes.values()), "query_block": sizes["query"]}
+    pool = recorder.asked.parameters.get("pool", 1)
+    own = [extent(dim, length.get(dim, sizes["key"]), pool) for dim in dims]
+    # A generation need not have reached the last bin: nothing lies that far inside a window.
+    whole = np.zeros((len(values), *own), dtype=values.dtype)
+    inner = tuple(slice(min(n, have)) for n, have in zip(own, values.shape[1:], strict=True))
+    whole[:, *inner] = values[:, *inner]
+    return whole
+
+
 def _coordinates(
-    data: xr.Dataset,
-    spans: list[Span],
-    n_layers: int,
-    n_heads: int,
-    n_query: int,
-    n_key: int,
-    roles: tuple,
+    data: xr.Dataset, spans: list[Span], roles: tuple[str, ...], pool: int | None
 ) -> xr.Dataset:
-    sizes = {"layer": n_layers, "head": n_heads, "query": n_query, "key": n_key}
-    coords: dict = {dim: np.arange(n) for dim, n in sizes.items() if dim in data.dims}
-    coords["prompt"] = [span.prompt for span in spans]
+    coords: dict = {
+        dim: dim_labels(str(dim), n, pool) for dim, n in data.sizes.items() if dim != "prompt"
+    }
     if "role" in data.dims:
         coords["role"] = list(roles)
-    return data.assign_coords(coords)
+    return data.assign_coords(coords | {"prompt": [span.prompt for span in spans]})
 
 
 def _join_rows(chunks: list[Chunk]) -> dict[str, np.ndarray]:

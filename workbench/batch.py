@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from workbench.assemble import Span, assemble, free_spans, qk_arrays, token_table
+from workbench.chunks import Rows
 from workbench.encode import Encoded, roles_of, token_texts
 from workbench.errors import WorkbenchError
 from workbench.positions import choose
 from workbench.prompts import Prompt
-from workbench.record import Recorder, Rows
+from workbench.record import Recorder
 from workbench.residual import ResidualRecorder
 from workbench.stats import ROLES
 

@@ -8,7 +8,7 @@ the run is written part by part, so a killed or interrupted run resumes where it
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,21 +19,30 @@ import numpy as np
 import torch
 
 from workbench.batch import Batch, batch_from_inputs, make_batch
+from workbench.calls import Forward
 from workbench.encode import Encoded
 from workbench.errors import CaptureError, WorkbenchError
-from workbench.guards import check_packing, evaluating, require_any, weights_digest
-from workbench.job import Job, settings_of
+from workbench.guards import (
+    check_packing,
+    evaluating,
+    missing_from,
+    require_any,
+    weights_digest,
+)
+from workbench.job import Job, settings_of, used_parameters
 from workbench.kernels.attention_stats import available_backends
 from workbench.legacy import returned_stats
 from workbench.models import Model, generate_ids
+from workbench.parameters import Parameters
 from workbench.planning import Plan
+from workbench.probes import tables
 from workbench.provenance import Provenance, digest
 from workbench.record import Recorder
 from workbench.residual import ResidualRecorder
-from workbench.runs import RunWriter, concat
+from workbench.runs import RunWriter, concat, wide
 from workbench.schema import SCHEMA, expand_want
 from workbench.stats import ROLES, HeadStats
-from workbench.tap import Forward, check_seen, seen_tokens
+from workbench.tap import check_seen, seen_tokens
 
 Progress = Callable[[int, int, str], None]
 
@@ -50,12 +59,13 @@ def plan(
     patterns: object = None,
     keep_qk: bool = False,
     padding: str = "right",
+    parameters: Parameters | None = None,
 ) -> Plan:
     """What `capture` with the same arguments would do, and what it would cost; runs nothing."""
     return Job(model, prompts, settings_of(locals())).plan()
 
 
-def capture(
+def capture(  # noqa: PLR0913 - what a capture is asked for
     model: Model,
     prompts: object,
     *,
@@ -67,6 +77,7 @@ def capture(
     patterns: object = None,
     keep_qk: bool = False,
     padding: str = "right",
+    parameters: Parameters | None = None,
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> HeadStats:
@@ -74,13 +85,15 @@ def capture(
     key]).
 
     `prompts`: strings, chats, token ids, `Prompt`s.  `want`: names or groups of `workbench.schema`
-    (default: all but full patterns).  `positions`: query rows to record (an index, a list, a slice,
+    (default: the groups of `DEFAULT_GROUPS`), `parameters` the numbers some of them are defined
+    with.  `positions`: query rows to record (an index, a list, a slice,
     "last", a role or a segment; default all); column statistics then sum over these rows only.
     `generate`: number of tokens to generate greedily; the rows of the decoding steps join those of
     the prompt. `kind`: tower (default the main one).  `patterns`: heads whose full maps are stored,
     at their L^2 cost. `keep_qk`: store q and k, so that any pattern can be recomputed later.
     `padding`: "right", "left" or "packed" (several prompts in one row). `out`: run directory,
-    written part by part and resumable.  `progress(done, total, message)` counts tokens.
+    written part by part and resumable, with every probe that applies in its table of heads.
+    `progress(done, total, message)` counts tokens.
 
     Raises `WorkbenchError` for bad input or when the plan does not fit in memory (naming what
     does), and `CaptureError` when the model cannot be read.
@@ -93,22 +106,31 @@ def capture(
         model.verify()
     writer = _writer(job, out, planned) if out is not None else None
     parts: list[HeadStats] = []
-    done = 0
+    for number, stats in _parts(job, planned, writer, progress):
+        if writer is None:
+            parts.append(stats)
+        else:
+            writer.add(number, stats)
+    if writer is None:
+        return concat(parts)
+    run = writer.finish()
+    run.add_summary(wide(tables(run.stats)[0]))
+    return run.stats
+
+
+def _parts(
+    job: Job, planned: Plan, writer: RunWriter | None, progress: Progress | None
+) -> Iterator[tuple[int, HeadStats]]:
+    """(number, statistics) of every batch that is not on disk yet; reports all of them."""
+    done, total = 0, planned.n_tokens - job.generate * planned.n_prompts
     for number, batch in enumerate(planned.batches):
         if writer is None or not writer.has(number):
-            stats = _run(job, batch)
-            if writer is None:
-                parts.append(stats)
-            else:
-                writer.add(number, stats)
+            yield number, _run(job, batch)
         done += sum(len(job.encoded[i]) for i in batch)
         if progress is not None:
-            progress(
-                done,
-                planned.n_tokens - job.generate * planned.n_prompts,
-                f"batch {number + 1}/{len(planned.batches)}",
-            )
-    return concat(parts) if writer is None else writer.finish().stats
+            again = writer is not None and number in writer.damaged
+            note = ", made again: its file was damaged" if again else ""
+            progress(done, total, f"batch {number + 1}/{len(planned.batches)}{note}")
 
 
 def _writer(job: Job, out: str | Path, planned: Plan) -> RunWriter:
@@ -160,7 +182,12 @@ def _provenance(job: Job, seconds: float) -> Provenance:
         tokenizer=model.tokenizer_digest,
         prompts=digest([p.to_json() for p in job.prompts]),
         bos=policy,
-        settings={**settings, "want": list(job.want), "kind": job.kind},
+        settings={
+            **settings,
+            "want": list(job.want),
+            "kind": job.kind,
+            "parameters": job.parameters,
+        },
         interventions=_interventions(model),
         notes=tuple(notes),
         seconds=seconds,
@@ -178,8 +205,9 @@ def _run(job: Job, members: tuple[int, ...]) -> HeadStats:
     encoded: list[Encoded] = [job.encoded[i] for i in members]
     if job.sites[0].tap == "returned":
         stats = returned_stats(
-            model, job.kind, job.want, members, encoded, job.roles, _provenance(job, 0.0)
-        )
+            model, job.kind, job.want, members, encoded, job.roles, job.parameters,
+            _provenance(job, 0.0),
+        )  # fmt: skip
         seconds = time.monotonic() - started
         return replace(stats, provenance=replace(stats.provenance, seconds=seconds))
     if job.settings["padding"] == "packed" and len(members) > 1:
@@ -200,12 +228,15 @@ def _run(job: Job, members: tuple[int, ...]) -> HeadStats:
         batch,
         generate=job.generate,
         roles=job.roles,
+        parameters=job.parameters,
         pattern_heads=tuple(h.index for h in job.pattern_heads),
         keep_qk=job.settings["keep_qk"],
     )
-    return HeadStats(
-        data, tokens, model.spec, _provenance(job, time.monotonic() - started), job.kind, arrays
+    provenance = replace(
+        _provenance(job, time.monotonic() - started),
+        missing=missing_from(data, job.want, job.kind),
     )
+    return HeadStats(data, tokens, model.spec, provenance, job.kind, arrays)
 
 
 def record(
@@ -216,12 +247,19 @@ def record(
     *,
     generate: int = 0,
     roles: tuple[str, ...] = ROLES,
+    parameters: dict[str, Any] | None = None,
     pattern_heads: tuple[tuple[int, int], ...] = (),
     keep_qk: bool = False,
 ) -> tuple[Any, Any, dict[str, np.ndarray]]:
     """Run one batch under the tap: (dataset, token table, kept arrays)."""
     recorder = Recorder(
-        model.net, kind, want, batch.rows, pattern_heads=pattern_heads, keep_qk=keep_qk
+        model.net,
+        kind,
+        want,
+        batch.rows,
+        parameters=parameters,
+        pattern_heads=pattern_heads,
+        keep_qk=keep_qk,
     )
     residual_wanted = [w for w in want if SCHEMA[w].group == "residual"]
     residual = None
@@ -230,7 +268,7 @@ def record(
             model.net, model.spec, kind, extremes=residual_wanted != ["resid_norm"]
         )
     with (
-        model.open_tap(recorder) as tap,
+        model.open_tap(recorder, lse_of=recorder.lse_of) as tap,
         residual.hooks(batch.spans) if residual else nullcontext(),
         evaluating(model.net),
         torch.no_grad(),
@@ -255,6 +293,7 @@ def capture_inputs(
     *,
     want: str | Sequence[str] | None = None,
     kind: str | None = None,
+    parameters: Parameters | None = None,
 ) -> HeadStats:
     """Statistics for ready-made keyword arguments of the network's forward (any tower, any
     modality).
@@ -263,6 +302,7 @@ def capture_inputs(
     """
     kind = kind or model.spec.main
     names = expand_want(want)
+    used = used_parameters(parameters, names)
     if model.spec.of(kind)[0].tap == "returned":
         raise CaptureError(
             f"{model.name} is read from the maps it returns; use capture with prompts instead."
@@ -274,7 +314,14 @@ def capture_inputs(
         )
     started = time.monotonic()
     batch = batch_from_inputs(model, kind, inputs)
-    data, tokens, arrays = record(model, kind, names, batch)
+    late = [span for span in batch.spans or () if span.start or span.key_start]
+    from_start = [name for name in names if SCHEMA[name].group == "blocks"]
+    if late and from_start:
+        raise WorkbenchError(
+            f"{from_start[0]} counts from the start of a row, but prompt {late[0].prompt} starts "
+            f"at position {late[0].start} of its; pad it on the right."
+        )
+    data, tokens, arrays = record(model, kind, names, batch, parameters=used)
     provenance = Provenance(
         model=model.name,
         family=model.spec.family,
@@ -284,8 +331,9 @@ def capture_inputs(
         kernel=available_backends(model.device)[0],
         tokenizer=model.tokenizer_digest,
         prompts=digest([e.ids.tolist() for e in batch.encoded]),
-        settings={"want": list(names), "kind": kind},
+        settings={"want": list(names), "kind": kind, "parameters": used},
         interventions=_interventions(model),
+        missing=missing_from(data, names, kind),
         seconds=time.monotonic() - started,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )

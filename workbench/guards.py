@@ -11,8 +11,9 @@ import torch
 import xarray as xr
 from torch import nn
 
+from workbench.calls import Call
 from workbench.errors import CaptureError
-from workbench.tap import Call
+from workbench.schema import SAME_AXIS, SCHEMA
 
 if TYPE_CHECKING:
     from workbench.models import Model
@@ -51,6 +52,25 @@ def require_any(data: xr.Dataset, want: tuple[str, ...], where: str) -> None:
             f"{where} gives none of what was asked for ({', '.join(want[:6])}): it has no such "
             "statistic; see workbench.schema for what each needs."
         )
+
+
+def missing_from(data: xr.Dataset, want: tuple[str, ...], kind: str) -> dict[str, str]:
+    """Why a tower that was tapped gave no value for some statistics of `want`, by name."""
+    return {name: _reason(name, kind) for name in want if name not in data}
+
+
+def _reason(name: str, kind: str) -> str:
+    if kind == "cross" and name in SAME_AXIS:
+        return "queries and keys of cross-attention are positions of different texts"
+    if name in ("duplicate_mass", "induction_mass"):
+        return f"the ids of the tokens of the {kind} tower are not known"
+    if name == "role_mass":
+        return f"positions of the {kind} tower have no roles"
+    if name in ("vo_norm", "result_norm"):
+        return f"no output projection was found in the {kind} tower"
+    if SCHEMA[name].group == "residual":
+        return f"the {kind} tower has no single stack of blocks"
+    return f"the {kind} tower does not have it"
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from workbench.calls import Call
 from workbench.errors import WorkbenchError
 from workbench.heads import KINDS, Head, parse_heads
 from workbench.interventions import (
@@ -27,11 +28,10 @@ from workbench.interventions import (
     SCORE_EDITS,
     Intervention,
 )
+from workbench.measuring import head_pattern
 from workbench.positions import by_position, rows_of, whole_pattern
 from workbench.prompts import as_prompts
-from workbench.record import head_pattern
 from workbench.spec import AttentionSite
-from workbench.tap import Call
 
 if TYPE_CHECKING:
     from workbench.models import Model
@@ -231,7 +231,8 @@ def _additive(call: Call) -> torch.Tensor:
     terms = call.terms
     visible = torch.ones(1, 1, n_query, n_key, dtype=torch.bool, device=call.q.device)
     if terms.get("causal"):
-        visible = visible.tril(terms.get("query_offset", n_key - n_query))
+        offset = terms.get("query_offset", n_key - n_query)
+        visible = visible.tril(offset).triu(offset + 1 - terms.get("window", n_query + n_key))
     if "mask" in terms:
         visible = visible & terms["mask"]
     additive = torch.zeros(rows, heads, n_query, n_key, dtype=call.q.dtype, device=call.q.device)

@@ -10,10 +10,12 @@ import torch
 
 from workbench.errors import WorkbenchError
 from workbench.heads import Head, parse_heads
+from workbench.kernels.attention_stats import passes
 from workbench.models import Model
-from workbench.planning import Plan, Shape, make_batches, plan_capture
+from workbench.parameters import Parameters
+from workbench.planning import Plan, Request, Shape, make_batches, plan_capture
 from workbench.prompts import as_prompts
-from workbench.schema import expand_want
+from workbench.schema import SCHEMA, expand_want, kernel_want
 from workbench.stats import ROLES
 
 PADDING = ("right", "left", "packed")
@@ -35,6 +37,7 @@ class Job:
         self.sites = model.spec.of(self.kind)
         self.generate = _checked_generate(settings["generate"])
         self.want = expand_want(settings["want"])
+        self.parameters = used_parameters(settings["parameters"], self.want)
         self.pattern_heads = _pattern_heads(model, self.kind, settings["patterns"])
         if self.pattern_heads and "pattern" not in self.want:
             self.want = (*self.want, "pattern")
@@ -45,6 +48,12 @@ class Job:
         if settings["padding"] not in PADDING:
             raise WorkbenchError(
                 f"padding={settings['padding']!r} is not one of {', '.join(PADDING)}."
+            )
+        from_start = [name for name in self.want if SCHEMA[name].group == "blocks"]
+        if from_start and settings["padding"] != "right":
+            raise WorkbenchError(
+                f"{from_start[0]} counts from the start of a row, where padding="
+                f"{settings['padding']!r} puts no prompt; use padding='right'."
             )
         self.prompts = as_prompts(prompts)
         self.encoded = model.encode(self.prompts)
@@ -122,17 +131,41 @@ class Job:
             self.model.backend == "eager",
             os.cpu_count() or 1,
         )
-        return plan_capture(
-            shape,
+        request = Request(
             self.want,
-            [max(1, len(e)) + self.generate for e in self.encoded],
-            self.batches,
-            n_roles=len(self.roles),
-            n_patterns=len(self.pattern_heads),
-            keep_qk=self.settings["keep_qk"],
-            generate=self.generate,
-            available_bytes=available_memory(self.model.device),
+            sweeps_of(self.want, self.parameters, self._forward_gives_lse()),
+            self.parameters,
+            len(self.roles),
+            len(self.pattern_heads),
+            self.settings["keep_qk"],
+            self.generate,
         )
+        lengths = [max(1, len(e)) + self.generate for e in self.encoded]
+        return plan_capture(
+            shape, request, lengths, self.batches, available_memory(self.model.device)
+        )
+
+    def _forward_gives_lse(self) -> bool:
+        """Whether the model's own attention is a fused kernel that says its log-sum-exp."""
+        plain = all(not s.softcap and not s.sink_logit and s.tap == "registry" for s in self.sites)
+        return plain and self.model.backend == "sdpa"
+
+
+def sweeps_of(want: tuple[str, ...], parameters: dict[str, Any], lse: bool) -> tuple[str, ...]:
+    """The sweeps over the map that the kernels need for `want`."""
+    return passes(kernel_want(want), lse=lse, horizon=parameters.get("horizon"))
+
+
+def used_parameters(parameters: object, want: tuple[str, ...]) -> dict[str, Any]:
+    """The parameters `want` is defined with, by name; raises `WorkbenchError` for anything else."""
+    if parameters is None:
+        parameters = Parameters()
+    if not isinstance(parameters, Parameters):
+        raise WorkbenchError(
+            f"parameters={parameters!r} is no wb.Parameters; write wb.Parameters(pool=32) or the "
+            "like."
+        )
+    return parameters.used(want)
 
 
 def _checked_generate(generate: int | None) -> int:
@@ -196,5 +229,6 @@ def settings_of(arguments: dict[str, Any]) -> dict[str, Any]:
         "patterns",
         "keep_qk",
         "padding",
+        "parameters",
     )
     return {name: arguments[name] for name in names}

@@ -7,24 +7,27 @@ absent, and the provenance says so.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import xarray as xr
 
 from workbench.assemble import Span, token_table
+from workbench.columns import with_mean
 from workbench.encode import Encoded, roles_of, token_texts
 from workbench.guards import require_any
-from workbench.kernels.attention_stats import COLUMN_STATS, ROW_STATS, stats_from_pattern
+from workbench.kernels.attention_stats import stats_from_pattern
 from workbench.provenance import Provenance
-from workbench.schema import SCHEMA
-from workbench.stats import HeadStats, label
+from workbench.schema import SCHEMA, kernel_want
+from workbench.stats import HeadStats, dim_labels, label
 from workbench.verify import returned_maps
 
 if TYPE_CHECKING:
     from workbench.models import Model
 
+_NOT_IN_MAPS = ("lse", "null_mass", "value_mass")
+_MISSING = "it does not follow from the maps a model returns"
 _NOTE = (
     "statistics come from the attention maps the model returned: no lse, no norms, no interventions"
 )
@@ -37,6 +40,7 @@ def returned_stats(
     members: tuple[int, ...],
     encoded: list[Encoded],
     roles: tuple[str, ...],
+    parameters: dict[str, Any],
     provenance: Provenance,
 ) -> HeadStats:
     """One prompt at a time, so that no padding is involved."""
@@ -49,7 +53,8 @@ def returned_stats(
             model, {"input_ids": tensor, "attention_mask": torch.ones_like(tensor)}
         )
         own = roles_of(e.ids, model.special_ids, model.image_token_id, len(e))
-        parts.append(_dataset(prompt, maps, tensor, own, e, want, roles, causal))
+        masks = np.stack([np.asarray(e.segments.get(r, own == r), dtype=bool) for r in roles])
+        parts.append(_dataset(prompt, maps, tensor, masks, want, roles, causal, parameters))
         n = len(e)
         spans.append(Span(prompt, 0, 0, n, 0, n))
         ids.append(e.ids)
@@ -62,7 +67,12 @@ def returned_stats(
     data = xr.concat(parts, "prompt", join="outer", coords="minimal", compat="override")
     assert isinstance(data, xr.Dataset)
     tokens = token_table(spans, ids, texts, role_names, segments)
-    prov = replace(provenance, notes=(*provenance.notes, _NOTE), kernel="returned maps")
+    prov = replace(
+        provenance,
+        notes=(*provenance.notes, _NOTE),
+        missing=dict.fromkeys((n for n in want if n not in data), _MISSING),
+        kernel="returned maps",
+    )
     require_any(data, want, f"{model.name} (read from the maps it returns)")
     return HeadStats(label(data), tokens, model.spec, prov, kind)
 
@@ -71,19 +81,15 @@ def _dataset(
     prompt: int,
     maps: tuple[torch.Tensor, ...],
     ids: torch.Tensor,
-    own: np.ndarray,
-    e: Encoded,
+    masks: np.ndarray,
     want: tuple[str, ...],
     roles: tuple[str, ...],
     causal: bool,
+    parameters: dict[str, Any],
 ) -> xr.Dataset:
-    names = [
-        w for w in want if (w in ROW_STATS or w in COLUMN_STATS) and w not in ("lse", "null_mass")
-    ]
-    if "key_mean" in want:
-        names += [w for w in ("key_mass", "key_count") if w not in names]
-    masks: list[np.ndarray] = [np.asarray(e.segments.get(r, own == r), dtype=bool) for r in roles]
-    segments = torch.as_tensor(np.stack(masks))[None]
+    """Dataset of one prompt; `masks` [role, position]."""
+    names = [name for name in kernel_want(want) if name not in _NOT_IN_MAPS]
+    segments = torch.as_tensor(masks)[None]
     found: dict[str, list[np.ndarray]] = {}
     for p in maps:
         values = stats_from_pattern(
@@ -95,23 +101,16 @@ def _dataset(
             key_ids=ids,
             key_segments=segments,
             n_segments=len(roles),
+            **parameters,
         )
         for name, value in values.items():
             found.setdefault(name, []).append(np.asarray(value, dtype=np.float32)[0])
-    arrays = {name: np.stack(layers)[None] for name, layers in found.items()}
-    if "key_mean" in want:
-        arrays["key_mean"] = arrays["key_mass"] / np.where(
-            arrays["key_count"] > 0, arrays["key_count"], np.nan
-        )
-    coords = {
-        "prompt": [prompt],
-        "layer": np.arange(len(maps)),
-        "head": np.arange(maps[0].shape[1]),
-        "query": np.arange(len(e)),
-        "key": np.arange(len(e)),
-        "role": list(roles),
-    }
+    arrays = with_mean({name: np.stack(layers)[None] for name, layers in found.items()})
+    if "top_keys" in arrays:
+        arrays["top_keys"] = np.where(arrays["top_keys"] < 0, np.nan, arrays["top_keys"])
     data = xr.Dataset({n: (SCHEMA[n].dims, arrays[n]) for n in want if n in arrays})
-    return data.assign_coords(
-        {dim: c for dim, c in coords.items() if dim in data.dims or dim == "prompt"}
-    )
+    pool = parameters.get("pool")
+    coords: dict = {dim: dim_labels(str(dim), n, pool) for dim, n in data.sizes.items()}
+    if "role" in data.dims:
+        coords["role"] = list(roles)
+    return data.assign_coords(coords | {"prompt": [prompt]})

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from workbench.calls import Call, Forward
 from workbench.errors import CaptureError
 from workbench.models import Model
 from workbench.names import live_hooks
 from workbench.spec import AttentionSite, Spec
-from workbench.tap import Call, Editor, Forward, Listener, axis
+from workbench.tap import Editor, Listener, axis
 
 _NO_TERMS = ("alibi", "relative_positional_bias", "shortformer")
 
@@ -74,7 +75,11 @@ class LensTap:
 
     @contextmanager
     def open(
-        self, listener: Listener | None = None, editor: Editor | None = None
+        self,
+        listener: Listener | None = None,
+        editor: Editor | None = None,
+        *,
+        lse_of: str | None = None,  # noqa: ARG002 - no fused kernel runs inside transformer-lens
     ) -> Iterator[LensTap]:
         """Tap the model inside the block; nested blocks add listeners and compose editors in
         order."""

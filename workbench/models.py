@@ -93,7 +93,11 @@ class Model:
         return "" if self.tokenizer is None else digest(sorted(self.tokenizer.get_vocab().items()))
 
     def open_tap(
-        self, listener: Listener | None = None, editor: Editor | None = None
+        self,
+        listener: Listener | None = None,
+        editor: Editor | None = None,
+        *,
+        lse_of: str | None = None,
     ) -> AbstractContextManager[Any]:
         """Tap the network inside a block; see `workbench.tap.Tap.open`."""
         if any(site.tap == "returned" for site in self.spec.sites):
@@ -102,7 +106,7 @@ class Model:
                 "only read from the maps "
                 f"it returns: interventions and statistics from q and k are not available for it."
             )
-        return self.tap.open(listener, editor)
+        return self.tap.open(listener, editor, lse_of=lse_of)
 
     def encode(self, prompts: object) -> list[Encoded]:
         """Tokenise prompts (see `workbench.prompts.as_prompts` for what counts as one)."""

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from workbench.calls import Axis, Call
 from workbench.encode import roles_of
 from workbench.errors import WorkbenchError
 from workbench.interventions import Positions
 from workbench.stats import ROLES
-from workbench.tap import Axis, Call
 
 if TYPE_CHECKING:
     from workbench.models import Model
@@ -123,11 +123,12 @@ def _named(model: Model, call: Call, known: Axis, row: int, at: Positions) -> np
             }
             mask[begin:stop] |= choose(at, roles, masks)
         else:
-            mask[begin:stop] |= _places(at or (), end - begin, stop - begin)
+            growing = known is call.forward.own and call.forward.growing
+            mask[begin:stop] |= _places(at or (), end - begin, stop - begin, growing)
     return mask
 
 
-def _places(indices: tuple[int, ...], n_prompt: int, n: int) -> np.ndarray:
+def _places(indices: tuple[int, ...], n_prompt: int, n: int, growing: bool) -> np.ndarray:
     mask = np.zeros(n, dtype=bool)
     for index in indices:
         place = n_prompt + index if index < 0 else index
@@ -135,7 +136,12 @@ def _places(indices: tuple[int, ...], n_prompt: int, n: int) -> np.ndarray:
             raise WorkbenchError(
                 f"position {index} lies before the prompt, which has {n_prompt} tokens."
             )
-        # A position not reached yet belongs to a later step of a generation, or to a longer prompt.
+        if place >= n and not growing:
+            raise WorkbenchError(
+                f"position {index} lies beyond the prompt, which has {n_prompt} tokens; use "
+                f"positions {-n_prompt} to {n_prompt - 1}."
+            )
+        # A position not reached yet belongs to a later step of a generation.
         mask[place : place + 1] = True
     return mask
 

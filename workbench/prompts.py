@@ -7,7 +7,7 @@ tokenizer.  Also here: deterministic test inputs whose positions of interest are
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from numbers import Integral
 from pathlib import Path
@@ -132,6 +132,8 @@ def repeated_random_tokens(
         raise WorkbenchError(
             f"n={n} random tokens asked for, but only {len(pool)} distinct ids to draw from."
         )
+    if seed < 0:
+        raise WorkbenchError(f"seed={seed} is negative; give 0 or more.")
     rng = np.random.default_rng(seed)
     found = []
     for i in range(n_prompts):
@@ -160,7 +162,12 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         raise WorkbenchError(
             f"prompt file {str(path)!r} does not exist; give a .txt or .jsonl file."
         )
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise WorkbenchError(
+            f"prompt file {path.name} is not UTF-8 (byte {error.start}); save it as UTF-8."
+        ) from None
     if path.suffix != ".jsonl":
         blocks = [b.strip() for b in text.split("\n\n") if b.strip()]
         return as_prompts(blocks)
@@ -170,7 +177,15 @@ def read_prompts(path: str | Path) -> list[Prompt]:
             value = json.loads(line)
         except json.JSONDecodeError as error:
             raise WorkbenchError(f"{path.name} line {number} is not JSON ({error.msg}).") from None
-        found.append(
-            Prompt(**value) if isinstance(value, dict) and "role" not in value else _one(value)
-        )
+        if not isinstance(value, dict) or "role" in value:
+            found.append(_one(value))
+            continue
+        known = [f.name for f in fields(Prompt)]
+        unknown = [key for key in value if key not in known]
+        if unknown:
+            raise WorkbenchError(
+                f"{path.name} line {number} has the unknown key {unknown[0]!r}; known: "
+                f"{', '.join(known)}."
+            )
+        found.append(Prompt(**value))
     return found

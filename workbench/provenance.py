@@ -41,7 +41,7 @@ class Provenance:
     computed the statistics; `bos` says whether a begin token stands at position 0 ("yes", "no",
     "mixed", "unknown"); `interventions` are the JSON forms of what was active; `notes` are
     sentences a reader of the numbers must know (truncated rows, masses without the learned sink,
-    ...).
+    ...); `missing` says of every statistic that was asked for and is not there why.
     """
 
     model: str
@@ -57,6 +57,7 @@ class Provenance:
     settings: dict = field(default_factory=dict)
     interventions: tuple = ()
     notes: tuple[str, ...] = ()
+    missing: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     created: str = ""
     command: str = ""

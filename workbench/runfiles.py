@@ -65,6 +65,19 @@ def read_part(folder: Path) -> HeadStats:
     return assemble(folder, about, about["provenance"], arrays, tokens)
 
 
+def is_whole(folder: Path) -> bool:
+    """Whether a part can be read: its files are there and none is cut off."""
+    try:
+        read_json(folder / MANIFEST)
+        TensorFile(folder / STATS)
+        read_table(folder / TOKENS)
+        if (folder / QK).exists():
+            TensorFile(folder / QK)
+    except SchemaError:
+        return False
+    return True
+
+
 def assemble(
     folder: Path, about: dict, provenance: dict, arrays: Mapping, tokens: pd.DataFrame
 ) -> HeadStats:

@@ -43,6 +43,7 @@ from workbench.runfiles import (
     intervention_rows,
     is_run,
     is_scratch,
+    is_whole,
     merge_columns,
     read_json,
     read_manifest,
@@ -67,19 +68,20 @@ class RunWriter:
     """Writes one run part by part; a second writer with the same `key` goes on where one stopped.
 
     `key` is the digest of model, prompts and settings.  A directory that holds a finished run,
-    another run's parts, or anything else is refused with a `WorkbenchError`.
+    another run's parts, or anything else is refused with a `WorkbenchError`.  Parts that cannot be
+    read any more are deleted, their numbers being in `damaged`: they have to be made again.
     """
 
     def __init__(self, path: str | Path, *, key: str, manifest: dict) -> None:
         self.path, self.key, self.manifest = Path(path), key, dict(manifest)
         self._parts = self.path / PARTS
-        if (self.path / MANIFEST).exists():
+        if self._exists(MANIFEST):
             raise WorkbenchError(
                 f"{self.path} already holds a finished run; open it with workbench.open_run, "
                 f"or name another directory."
             )
         progress = self.path / PROGRESS
-        if progress.exists():
+        if self._exists(PROGRESS):
             if read_json(progress).get("key") != key:
                 raise WorkbenchError(
                     f"{self.path} holds the beginning of another run (other model, prompts or "
@@ -89,6 +91,10 @@ class RunWriter:
             self._start(progress)
         for leftover in self._parts.glob(".*.tmp"):
             tensorfile.remove_tree(leftover)
+        broken = [folder for folder in sorted(self._parts.glob("[0-9]*")) if not is_whole(folder)]
+        for folder in broken:
+            tensorfile.remove_tree(folder)
+        self.damaged = tuple(int(folder.name) for folder in broken)
 
     def _start(self, progress: Path) -> None:
         try:
@@ -100,9 +106,18 @@ class RunWriter:
             self._parts.mkdir(exist_ok=True)
             write_json(progress, {"format": FORMAT, "schema": VERSION, "key": self.key})
         except OSError as error:
-            raise WorkbenchError(
-                f"{self.path} cannot be written ({error.strerror}); name another directory."
-            ) from None
+            raise self._not_writable(error) from None
+
+    def _exists(self, name: str) -> bool:
+        try:
+            return (self.path / name).exists()
+        except OSError as error:
+            raise self._not_writable(error) from None
+
+    def _not_writable(self, error: OSError) -> WorkbenchError:
+        return WorkbenchError(
+            f"{self.path} cannot be written ({error.strerror}); name another directory."
+        )
 
     def _folder(self, part: int) -> Path:
         return self._parts / f"{part:06d}"

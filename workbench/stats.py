@@ -22,6 +22,8 @@ from workbench.spec import Spec
 
 TOKEN_COLUMNS = ("prompt", "position", "id", "text", "role", "segment", "image_row", "image_col")
 ROLES = ("special", "text", "image", "generated")
+# Dims that grow with the text; bins and blocks are labelled by what they begin with.
+_LONG = ("query", "key", "distance_bin", "query_block", "key_block")
 # float32 sums of a hundred thousand probabilities stay this close to their bounds.
 _SLACK = 1e-4
 
@@ -30,8 +32,8 @@ _SLACK = 1e-4
 class HeadStats:
     """Statistics of every head of one tower (`kind`) on a set of prompts.
 
-    `data` has dims out of `prompt, layer, head, query, key, role, stream, rank`; `tokens` one row
-    per (prompt, position) with the columns of `TOKEN_COLUMNS`; `arrays` optional per-prompt q and k
+    `data` has the dims of `workbench.schema`; `tokens` one row per (prompt, position) with the
+    columns of `TOKEN_COLUMNS`; `arrays` optional per-prompt q and k
     (`"p0.L3.q"`: [head, query, d_head]) from which any pattern can be recomputed.
     """
 
@@ -53,7 +55,7 @@ class HeadStats:
     def __getitem__(self, name: str) -> xr.DataArray:
         if name not in self.data:
             have = ", ".join(map(str, self.data.data_vars))
-            hint = (
+            hint = self.provenance.missing.get(name) or (
                 "capture again with it in want"
                 if name in SCHEMA
                 else "that is no statistic of the schema"
@@ -73,6 +75,17 @@ class HeadStats:
         return xr.DataArray(
             counts.to_numpy(), dims="prompt", coords={"prompt": self.data["prompt"]}
         )
+
+    def summary(self) -> str:
+        """A few lines for people: model, prompts, statistics, and what was asked for in vain."""
+        sizes = ", ".join(f"{n} {dim}" for dim, n in self.data.sizes.items())
+        lines = [
+            f"{self.kind} tower of {self.provenance.model}: {sizes}",
+            "statistics " + ", ".join(map(str, self.data.data_vars)),
+            *missing_lines(self.provenance.missing),
+            *self.provenance.notes,
+        ]
+        return "\n".join(lines)
 
     def heads(self) -> list[Head]:
         """Every (layer, head) that exists in the model, in order."""
@@ -96,11 +109,40 @@ class HeadStats:
             )
         tokens = self.tokens[self.tokens["prompt"] == prompt]
         data = self.data.sel(prompt=[prompt])
-        for dim in ("query", "key"):
-            # Towers whose keys are not the prompt's own tokens (cross-attention) keep their length.
-            if dim in data.dims and data.sizes[dim] > len(tokens) and self.kind != "cross":
-                data = data.isel({dim: slice(0, len(tokens))})
+        # Towers whose keys are not the prompt's own tokens (cross-attention) keep their length.
+        if self.kind != "cross":
+            data = data.isel({d: _within(data, d, len(tokens)) for d in _LONG if d in data.dims})
         return replace(self, data=data, tokens=tokens.reset_index(drop=True))
+
+
+def dim_labels(dim: str, n: int, pool: int | None = None) -> np.ndarray:
+    """Labels of a dim of size n: the smallest distance of a bin, the first position of a block of
+    `pool` positions, else the index.
+
+    >>> dim_labels("distance_bin", 5).tolist(), dim_labels("key_block", 3, 64).tolist()
+    ([0, 1, 2, 4, 8], [0, 64, 128])
+    """
+    if dim == "distance_bin":
+        return np.array([0, *(1 << b for b in range(n - 1))][:n])
+    return np.arange(n) * (pool or 1 if dim.endswith("_block") else 1)
+
+
+def missing_lines(missing: Mapping[str, str]) -> list[str]:
+    """One line per reason: which statistics are missing, and why.
+
+    >>> missing_lines({"lse": "not in a map", "q_norm": "not in a map"})
+    ['missing lse, q_norm: not in a map']
+    """
+    reasons: dict[str, list[str]] = {}
+    for name, reason in missing.items():
+        reasons.setdefault(reason, []).append(name)
+    return [f"missing {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+
+
+def _within(data: xr.Dataset, dim: str, length: int) -> slice:
+    """What of a dim belongs to a text of `length` tokens: a bin or block that begins in it."""
+    labels = data[dim].to_numpy() if dim in data.coords else np.arange(data.sizes[dim])
+    return slice(int((labels < length).sum()))
 
 
 def validate(data: xr.Dataset) -> None:

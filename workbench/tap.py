@@ -16,8 +16,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -27,60 +26,13 @@ from torch import nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
+from workbench.calls import Axis, Call, Forward
 from workbench.errors import CaptureError
+from workbench.kernels.attention_stats.forward_lse import Seen, lse_of_forward
+from workbench.scoring import score_terms
 from workbench.spec import AttentionSite, Spec
 
 PREFIX = "workbench_"
-
-
-@dataclass
-class Axis:
-    """Positions of one tower in one pass: ids [row, position] and, per row, the (begin, end) of
-    every prompt in it (padding lies outside; only packed rows hold several)."""
-
-    ids: torch.Tensor
-    spans: list[tuple[tuple[int, int], ...]]
-
-
-@dataclass
-class Forward:
-    """One forward pass of the language tower, as its inputs tell it.
-
-    `own` are the positions so far (None where the pass was given embeddings), `start` the absolute
-    position of the first query of this pass, larger than 0 in the decoding steps of a generation;
-    `encoder` the positions of a sequence-to-sequence model's encoder.  `segments` are masks [row,
-    position] of named segments and `packed` the prompts of a packed row; a capture sets both.
-    """
-
-    own: Axis | None = None
-    start: int = 0
-    encoder: Axis | None = None
-    segments: dict[str, torch.Tensor] = field(default_factory=dict)
-    packed: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def ids(self) -> torch.Tensor | None:
-        return None if self.own is None else self.own.ids
-
-
-@dataclass
-class Call:
-    """One call of one attention site, after rotary embedding and cache update.
-
-    `q` [row, head, query, d_head], `k` [row, kv_head, key, d_head], `v` [row, kv_head, key,
-    d_value], `z` [row, query, head, d_value] after edits; `terms` are the arguments of
-    `kernels.attention_stats` that describe scale, mask, bias, softcap and sink; `patterns` maps a
-    head to the map an edit put in place of its own; `forward` is the pass it belongs to.
-    """
-
-    site: AttentionSite
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
-    z: torch.Tensor
-    terms: dict[str, Any]
-    forward: Forward
-    patterns: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 class Editor(Protocol):
@@ -112,23 +64,33 @@ class Tap:
         }
         self.listeners: list[Listener] = []
         self.editors: list[Editor] = []
+        self.lse_kinds: list[str] = []
         self.forward = Forward()
         self._depth = 0
         self._thread = 0
         self._restore: list[Callable[[], None]] = []
 
     @contextmanager
-    def open(self, listener: Listener | None = None, editor: Editor | None = None) -> Iterator[Tap]:
+    def open(
+        self,
+        listener: Listener | None = None,
+        editor: Editor | None = None,
+        *,
+        lse_of: str | None = None,
+    ) -> Iterator[Tap]:
         """Tap the network inside the block; nested blocks add listeners and compose editors in
-        order."""
+        order.  `lse_of` names the tower whose calls shall carry the log-sum-exp of the model's own
+        forward, where it has one."""
         listeners = [listener] if listener else []
         editors = [editor] if editor else []
+        lse_kinds = [lse_of] if lse_of else []
         self._check_thread()
         if self._depth == 0:
             self._install()
         self._depth += 1
         self.listeners += listeners
         self.editors += editors
+        self.lse_kinds += lse_kinds
         try:
             yield self
         finally:
@@ -136,6 +98,8 @@ class Tap:
                 self.listeners.remove(item)
             for item in editors:
                 self.editors.remove(item)
+            for item in lse_kinds:
+                self.lse_kinds.remove(item)
             self._depth -= 1
             if self._depth == 0:
                 self._uninstall()
@@ -206,7 +170,9 @@ class Tap:
         if ids is None and args and isinstance(args[0], torch.Tensor) and not is_seq2seq:
             ids = args[0] if not args[0].is_floating_point() else None
         start = seen_tokens(kwargs.get("past_key_values"))
+        growing = kwargs.get("past_key_values") is not None or bool(kwargs.get("use_cache"))
         old = self.forward
+        old.forget()
         if start and old.own is not None and ids is not None:
             old.own.ids = torch.cat([old.own.ids[:, :start], ids.to(old.own.ids.device)], dim=1)
             old.start = start
@@ -217,7 +183,9 @@ class Tap:
         encoder = None
         if is_seq2seq and kwargs.get("input_ids") is not None:
             encoder = axis(kwargs["input_ids"], kwargs.get("attention_mask"), ())
-        self.forward = Forward(own, start, encoder or old.encoder, old.segments, old.packed)
+        self.forward = Forward(
+            own, start, growing, encoder or old.encoder, old.segments, old.packed
+        )
 
 
 def seen_tokens(cache: Any) -> int:
@@ -291,15 +259,19 @@ def _attend(
     site = tap.modules[module]
     editors = [editor for editor in tap.editors if editor.touches(site)]
     call = Call(site, query, key, value, query, {}, tap.forward)
-    call.terms = score_terms(base, module, query, key, attention_mask, scaling, kwargs)
+    call.terms = score_terms(base, call, module, attention_mask, scaling, kwargs)
     mask = attention_mask
     for editor in editors:
         mask = editor.edit_scores(call, mask)
     if mask is not attention_mask:
-        call.terms = score_terms(base, module, query, key, mask, scaling, kwargs)
+        call.terms = score_terms(base, call, module, mask, scaling, kwargs, edited=True)
         kwargs = {**kwargs, "is_causal": False}
-    z, weights = run(module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs)
-    call.z = z
+    wanted = site.kind in tap.lse_kinds and mask is attention_mask and not dropout
+    with lse_of_forward() if wanted else nullcontext() as seen:
+        call.z, weights = run(
+            module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    call.lse = _lse_of(call, seen) if seen is not None else None
     for editor in editors:
         call.z = editor.edit_output(call)
     for listener in tap.listeners:
@@ -307,58 +279,14 @@ def _attend(
     return call.z, weights
 
 
-def score_terms(
-    base: str,
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    mask: torch.Tensor | None,
-    scaling: float | None,
-    kwargs: dict[str, Any],
-) -> dict[str, Any]:
-    """What the base does to q k^T before the softmax, as arguments of `kernels.attention_stats`.
+def _lse_of(call: Call, seen: Seen) -> torch.Tensor | None:
+    """What the fused kernel returned beside the output, where its scores are those of the terms.
 
-    Order: scale, softcap, position bias, mask, learned sink logit.  A float mask is split in
-    visibility (above half the dtype's minimum) and a remaining additive bias, if any.  A
-    flash-style 2-D mask is key validity.  Raises `CaptureError` for a mask of another shape.
+    A softcap or a learned sink is applied around such a kernel, never inside.
     """
-    terms: dict[str, Any] = {"scale": scaling, "softcap": kwargs.get("softcap")}
-    sink = kwargs.get("s_aux")
-    terms["sink_logit"] = sink if sink is not None else kwargs.get("sinks")
-    terms["bias"] = kwargs.get("position_bias")
-    n_query, n_key = query.shape[2], key.shape[2]
-    if mask is None:
-        # The rule of transformers' own sdpa function; eager without a mask attends everywhere.
-        causal = kwargs.get("is_causal")
-        causal = getattr(module, "is_causal", True) if causal is None else causal
-        terms["causal"] = bool(base != "eager" and n_query > 1 and causal)
-        if terms["causal"]:
-            terms["query_offset"] = 0
-        if base.startswith("flash") and kwargs.get("sliding_window"):
-            terms["window"] = kwargs["sliding_window"]
-    elif mask.dim() == 2:
-        terms["key_valid"] = mask[:, -n_key:].bool()
-        terms["causal"] = bool(n_query > 1 and getattr(module, "is_causal", True))
-        terms["window"] = kwargs.get("sliding_window")
-    elif mask.dim() == 4:
-        _add_dense_mask(terms, mask[..., :n_key])
-    else:
-        raise CaptureError(
-            f"the attention mask of {type(module).__name__} has shape {tuple(mask.shape)}; 2 or 4 "
-            "dims were expected."
-        )
-    return {name: term for name, term in terms.items() if term is not None}
-
-
-def _add_dense_mask(terms: dict[str, Any], mask: torch.Tensor) -> None:
-    if mask.dtype == torch.bool:
-        terms["mask"] = mask
-        return
-    visible = mask > torch.finfo(mask.dtype).min / 2
-    terms["mask"] = visible
-    bias = torch.where(visible, mask, torch.zeros_like(mask))
-    if bool(bias.any()):
-        terms["bias"] = bias if terms.get("bias") is None else terms["bias"] + bias
+    lse = seen.lse
+    fits = lse is not None and lse.shape == call.q.shape[:3]
+    return lse if fits and not {"softcap", "sink_logit"} & set(call.terms) else None
 
 
 def check_seen(spec: Spec, seen: Sequence[AttentionSite], kinds: Sequence[str]) -> None:

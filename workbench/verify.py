@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from workbench.calls import Call
 from workbench.errors import CaptureError
 from workbench.guards import evaluating
 from workbench.kernels.attention_stats import MAP_TERMS, attention_stats, pattern
 from workbench.spec import AttentionSite
-from workbench.tap import Call, check_seen
+from workbench.tap import check_seen
 
 if TYPE_CHECKING:
     from workbench.models import Model

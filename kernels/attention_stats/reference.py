@@ -3,14 +3,20 @@ device."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from workbench.kernels.attention_stats import naive
 from workbench.kernels.attention_stats.terms import INT_STATS
+from workbench.kernels.attention_stats.variants import LowRankBias
 
-UNSUPPORTED: frozenset[str] = frozenset()
+
+def refuses(q: torch.Tensor, want: Sequence[str], terms: dict[str, Any]) -> str | None:  # noqa: ARG001
+    """Nothing."""
+    return None
 
 
 def available(device_type: str) -> bool:  # noqa: ARG001 - every device can hand its values to numpy
@@ -45,7 +51,11 @@ def _numpy(x: torch.Tensor) -> Any:
 
 
 def _all_numpy(terms: dict[str, Any]) -> dict[str, Any]:
-    return {name: _numpy(x) if isinstance(x, torch.Tensor) else x for name, x in terms.items()}
+    found = {name: _numpy(x) if isinstance(x, torch.Tensor) else x for name, x in terms.items()}
+    bias = found.get("bias")
+    if isinstance(bias, LowRankBias):
+        found["bias"] = replace(bias, left=_numpy(bias.left), right=_numpy(bias.right))
+    return found
 
 
 def _dtype(like: torch.Tensor) -> torch.dtype:

@@ -1,119 +1,125 @@
-"""Names of the statistics, and the checks every call passes before a backend sees it. No torch:
-shapes and dtypes only.
+"""Names of the statistics and their order; the checks every call passes are in `checks`. No torch.
 
-Dims: B batch, H query heads, Hkv key/value heads, Q queries, K keys, D head width, S segments.
+Dims: B batch, H query heads, Hkv key/value heads, Q queries, K keys, D head width, S segments,
+F key features, G query features, N keys looked at or kept.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
-# Row statistics are [B, H, Q] (role_mass [B, H, Q, S]), column statistics [B, H, K].
+# Row statistics are [B, H, Q], those of WIDE_ROWS with one more dim.
 ROW_STATS = (
     "lse", "entropy", "max_prob", "argmax", "self_mass", "prev_mass", "first_mass", "null_mass",
-    "distance", "distance_sq", "duplicate_mass", "induction_mass", "n_visible", "role_mass",
+    "distance", "distance_sq", "duplicate_mass", "induction_mass", "n_visible", "participation",
+    "waad", "local_mass", "value_mass", "role_mass", "feature_mass", "offset_mass", "keys_mass",
+    "top_keys", "top_probs", "output",
 )  # fmt: skip
-COLUMN_STATS = ("key_mass", "key_max", "key_count")
-INT_STATS = ("argmax", "n_visible", "key_count")
+WIDE_ROWS = (
+    "role_mass", "feature_mass", "offset_mass", "keys_mass", "top_keys", "top_probs", "output",
+)  # fmt: skip
+# Column statistics are [B, H, K], query_feature_mass [B, H, K, G].
+COLUMN_STATS = (
+    "key_mass", "key_mean", "key_max", "key_var", "key_entropy", "key_count", "fai",
+    "query_feature_mass",
+)  # fmt: skip
+# Statistics of the map as a whole, [B, H, ...].
+BLOCK_STATS = (
+    "diagonal_mass", "distance_histogram", "block_mass", "block_max", "segment_mean",
+)  # fmt: skip
+STATS = ROW_STATS + COLUMN_STATS + BLOCK_STATS
+INT_STATS = ("argmax", "n_visible", "key_count", "top_keys")
+# NaN where it is the mean of nothing: no query can see the key (within the horizon).
+MEAN_STATS = ("key_mean", "key_var", "fai")
 
 # Arguments a statistic cannot do without; first_mass has a default (key 0), so it is not here.
 NEEDS = {
     "duplicate_mass": ("query_ids", "key_ids"),
     "induction_mass": ("query_ids", "key_ids"),
     "role_mass": ("key_segments", "n_segments"),
+    "segment_mean": ("query_segments", "key_segments", "n_segments"),
+    "feature_mass": ("key_features",),
+    "query_feature_mass": ("query_features",),
+    "value_mass": ("v",),
+    "output": ("v",),
+    "offset_mass": ("offsets",),
+    "keys_mass": ("keys",),
+    "waad": ("waad_window",),
+    "local_mass": ("local_window",),
+    "fai": ("horizon",),
+    "top_keys": ("topk",),
+    "top_probs": ("topk",),
+    "block_mass": ("pool",),
+    "block_max": ("pool",),
 }
-# Every argument that describes the map or the tokens, in the order of the public signature.
-TERMS = (
-    "scale", "causal", "query_offset", "window", "softcap", "sink_logit", "mask", "bias",
-    "key_valid", "query_valid", "first_key", "query_ids", "key_ids", "key_segments", "n_segments",
+# Arguments that describe the map itself, in the order of the public signature.
+MAP_TERMS = (
+    "scale", "causal", "query_offset", "window", "softcap", "sink_logit", "mask", "bias", "alibi",
+    "key_valid", "key_lengths", "query_sequence", "key_sequence", "activation",
 )  # fmt: skip
-# Those that decide the map itself.
-MAP_TERMS = TERMS[:9]
+# Arguments that only some statistics read.
+STAT_TERMS = (
+    "v", "lse", "query_valid", "first_key", "query_ids", "key_ids", "query_segments",
+    "key_segments", "n_segments", "query_features", "key_features", "offsets", "keys", "horizon",
+    "waad_window", "local_window", "pool", "topk", "power",
+)  # fmt: skip
+TERMS = MAP_TERMS + STAT_TERMS
+# Rows of these do not sum to one, so that nothing that presumes a distribution is defined.
+ACTIVATIONS = ("softmax", "relu", "sigmoid", "linear")
+SOFTMAX_ONLY = ("lse", "entropy", "null_mass", "key_entropy")
+
+# Given the lse of a row, its weight on one key costs one dot product: these need no pass over the
+# map, O(L) keys in all (fai only with an end to its horizon).
+GIVEN_LSE = frozenset(
+    {"lse", "null_mass", "self_mass", "prev_mass", "first_mass", "offset_mass", "keys_mass", "waad",
+     "local_mass", "fai", "duplicate_mass", "induction_mass"}
+)  # fmt: skip
+# What positions and masks alone tell.
+COUNTS = frozenset({"n_visible", "key_count"})
+# What streams along the keys of a row, and what needs normalised weights, thus the lse, before it
+# is summed over queries.
+ROW_PASS = frozenset(ROW_STATS) - GIVEN_LSE - COUNTS | {"segment_mean"}
+COLUMN_PASS = (frozenset(COLUMN_STATS) | frozenset(BLOCK_STATS)) - COUNTS - {"segment_mean", "fai"}
 
 
 def check_want(want: Iterable[str], terms: dict[str, Any]) -> tuple[str, ...]:
     """`want` as a tuple without repeats; ValueError for an unknown name or a missing argument."""
     names = (want,) if isinstance(want, str) else tuple(dict.fromkeys(want))
-    known = ROW_STATS + COLUMN_STATS
     for name in names:
-        if name not in known:
-            raise ValueError(f"unknown statistic {name!r}; expected some of {', '.join(known)}.")
+        if name not in STATS:
+            raise ValueError(f"unknown statistic {name!r}; expected some of {', '.join(STATS)}.")
         for argument in NEEDS.get(name, ()):
             if terms.get(argument) is None or (argument == "n_segments" and not terms[argument]):
                 raise ValueError(
                     f"the statistic {name!r} needs the argument {argument}, which is missing."
                 )
+        if name in SOFTMAX_ONLY and (terms.get("activation") or "softmax") != "softmax":
+            raise ValueError(
+                f"the statistic {name!r} needs rows that are a softmax; activation is "
+                f"{terms['activation']!r}. Leave {name!r} out."
+            )
     return names
 
 
-def check_qk(q: Any, k: Any) -> tuple[int, int, int, int]:
-    """(B, H, Q, K) of a pair of tensors that belong together."""
-    for name, x in (("q", q), ("k", k)):
-        if len(x.shape) != 4:
-            raise ValueError(
-                f"{name} has shape {tuple(x.shape)}; expected 4 dims [batch, heads, tokens, width]."
-            )
-    if str(q.dtype) != str(k.dtype):
-        raise ValueError(f"q has dtype {q.dtype} and k has dtype {k.dtype}; expected the same.")
-    if kind_of(q) != "float":
-        raise ValueError(f"q has dtype {q.dtype}; expected float16, bfloat16, float32 or float64.")
-    if str(q.device) != str(k.device):
-        raise ValueError(f"q is on {q.device} and k on {k.device}; expected the same device.")
-    b, h, n_q, d = q.shape
-    b_k, h_kv, n_k, d_k = k.shape
-    if (b, d) != (b_k, d_k):
-        raise ValueError(
-            f"q has batch {b} and width {d}, k has {b_k} and {d_k}; expected the same."
-        )
-    if not h_kv or h % h_kv:
-        raise ValueError(f"q has {h} heads and k has {h_kv}; expected a multiple of the key heads.")
-    if not (d and n_k):
-        raise ValueError(
-            f"k has shape {tuple(k.shape)}; expected at least one key and one dimension."
-        )
-    return b, h, n_q, n_k
+def passes(want: Iterable[str], *, lse: bool, horizon: tuple[int, int | None] | None) -> tuple:
+    """The sweeps over the map that `want` costs, the fewest: some of "band", "rows", "columns".
 
+    "band" looks at O(L) keys; "rows" and "columns" are each one sweep of q k^T. `lse`: it is given,
+    so that no row pass is needed to have it; `horizon` as in `attention_stats`.
 
-def check_terms(
-    shape: tuple[int, int, int, int], terms: dict[str, Any], device: Any = None
-) -> dict[str, Any]:
-    """The terms with query_offset filled in; ValueError, one sentence, for a bad one."""
-    b, h, n_q, n_k = shape
-    _check_numbers(terms)
-    out = dict(terms)
-    out["query_offset"] = offset_of(n_q, n_k, terms["causal"], terms["query_offset"])
-    exact = {
-        "sink_logit": ("float", [(h,)]),
-        "key_valid": ("bool", [(b, n_k)]),
-        "query_valid": ("bool", [(b, n_q)]),
-        "query_ids": ("int", [(b, n_q)]),
-        "key_ids": ("int", [(b, n_k)]),
-        "first_key": ("int", [(b,), (b, n_q)]),
-    }
-    for name, (kind, shapes) in exact.items():
-        _check_array(name, terms.get(name), kind, shapes, device)
-    for name, kind in (("mask", "bool"), ("bias", "float")):
-        x = terms.get(name)
-        if x is not None and not (len(x.shape) <= 4 and _broadcasts(x.shape, shape)):
-            raise ValueError(
-                f"{name} has shape {tuple(x.shape)}; expected one that broadcasts to "
-                f"[batch, heads, queries, keys] = {list(shape)}."
-            )
-        _check_array(name, x, kind, None, device)
-    _check_segments(terms, b, n_k, device)
-    first = terms.get("first_key")
-    if (
-        first is not None
-        and min(first.shape)
-        and not (int(first.min()) >= 0 and int(first.max()) < n_k)
-    ):
-        raise ValueError(
-            f"first_key holds {int(first.min())} to {int(first.max())}; "
-            f"expected key indices from 0 to {n_k - 1}."
-        )
-    return out
+    >>> passes(["waad", "first_mass"], lse=True, horizon=None)
+    ('band',)
+    >>> passes(["entropy", "key_mass", "first_mass"], lse=False, horizon=None)
+    ('band', 'rows', 'columns')
+    """
+    names = set(want) - COUNTS
+    open_end = "fai" in names and horizon is not None and horizon[1] is None
+    columns = bool(names & COLUMN_PASS) or open_end
+    band = bool(names & (GIVEN_LSE - {"lse", "null_mass"}) - ({"fai"} if open_end else set()))
+    rows = bool(names & ROW_PASS) or (bool(names) and not lse)
+    found = (("band", band), ("rows", rows), ("columns", columns))
+    return tuple(name for name, needed in found if needed)
 
 
 def offset_of(n_q: int, n_k: int, causal: bool, query_offset: int | None) -> int:
@@ -121,52 +127,17 @@ def offset_of(n_q: int, n_k: int, causal: bool, query_offset: int | None) -> int
     return int(query_offset) if query_offset is not None else (n_k - n_q if causal else 0)
 
 
-def kind_of(x: Any) -> str:
-    """'bool', 'int' or 'float' of a numpy array or torch tensor."""
-    name = str(x.dtype).removeprefix("torch.")
-    return "int" if name.startswith(("int", "uint")) else "float" if "float" in name else name
+def histogram_bins(n_q: int, n_k: int, offset: int) -> int:
+    """Number of bins of distance_histogram: 0, then [2^(b-1), 2^b) tokens for b = 1, 2, ...
+
+    >>> histogram_bins(8, 8, 0)
+    4
+    """
+    return 1 + max(abs(offset - (n_k - 1)), abs(n_q - 1 + offset)).bit_length()
 
 
-def _check_numbers(terms: dict[str, Any]) -> None:
-    scale, softcap, window = terms.get("scale"), terms.get("softcap"), terms.get("window")
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"scale is {scale}; expected a finite number or None.")
-    if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
-        raise ValueError(f"softcap is {softcap}; expected a positive number or None.")
-    if window is not None and int(window) < 1:
-        raise ValueError(f"window is {window}; expected at least 1 key or None.")
-
-
-def _check_array(name: str, x: Any, kind: str, shapes: list[tuple] | None, device: Any) -> None:
-    if x is None:
-        return
-    if shapes is not None and tuple(x.shape) not in shapes:
-        expected = " or ".join(str(list(s)) for s in shapes)
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {expected}.")
-    if kind_of(x) != kind:
-        raise ValueError(f"{name} has dtype {x.dtype}; expected {kind}.")
-    if device is not None and str(x.device) != str(device):
-        raise ValueError(f"{name} is on {x.device}; expected {device}, where q and k are.")
-
-
-def _check_segments(terms: dict[str, Any], b: int, n_k: int, device: Any) -> None:
-    x, n = terms.get("key_segments"), terms.get("n_segments") or 0
-    if x is None:
-        return
-    if n < 1:
-        raise ValueError(
-            f"n_segments is {n}; expected the number of segments in key_segments, at least 1."
-        )
-    if len(x.shape) == 3:
-        _check_array("key_segments", x, "bool", [(b, n, n_k)], device)
-        return
-    _check_array("key_segments", x, "int", [(b, n_k)], device)
-    if min(x.shape) and not (int(x.min()) >= -1 and int(x.max()) < n):
-        raise ValueError(
-            f"key_segments holds {int(x.min())} to {int(x.max())}; "
-            f"expected -1 (none) to {n - 1} (n_segments - 1)."
-        )
-
-
-def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
-    return all(a in (1, n) for a, n in zip(reversed(shape), reversed(to), strict=False))
+def pool_of(pool: int | tuple[int, int]) -> tuple[int, int]:
+    """(queries, keys) of one block; (0, 0) for what is neither a number nor a pair."""
+    if isinstance(pool, int):
+        return pool, pool
+    return (int(pool[0]), int(pool[1])) if len(pool) == 2 else (0, 0)

@@ -217,3 +217,20 @@ def test_a_slice_that_selects_nothing_and_a_bare_network_are_refused() -> None:
         wb.capture(tiny("llama"), [IDS], positions=slice(50, 60))
     with pytest.raises(wb.WorkbenchError, match=r"wb\.capture\(wb\.load\(net\)"):
         wb.capture(tiny("llama").net, [IDS])
+
+
+@pytest.mark.parametrize(
+    "edit", [Edit.zero("L1H1", at=50), Edit.drop_keys("L1H1", [0, 50]), Edit.block("L1H1", 50, 0)]
+)
+def test_a_position_beyond_the_text_is_refused_unless_it_grows(edit) -> None:
+    model = tiny("llama")
+    with wb.intervening(model, edit):
+        with pytest.raises(wb.WorkbenchError, match=r"position 50 lies beyond .* 9 tokens"):
+            model.logits(IDS)
+        with pytest.raises(wb.WorkbenchError, match="lies beyond"):
+            wb.capture(model, [IDS])
+        model.generate(IDS, 3)
+        wb.capture(model, [IDS], generate=2)
+    late = Edit.zero("L1H1", at=len(IDS) + 1)
+    grown = under(model, late, [IDS], generate=4)["z_norm"].sel(layer=1, head=1).to_numpy()[0]
+    assert np.flatnonzero(grown == 0).tolist() == [len(IDS) + 1]

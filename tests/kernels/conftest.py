@@ -1,35 +1,28 @@
-"""Shared by the kernel tests: the comparison with the float64 specification, and poisoned
-memory."""
+"""Shared by the kernel tests: the comparison with the float64 specification, the refusals, and
+poisoned memory."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from workbench.kernels.attention_stats import COLUMN_STATS, ROW_STATS, attention_stats, pattern
-from workbench.kernels.attention_stats.terms import MAP_TERMS
+from tests.kernels.cases import errors, relative_error
+from workbench.kernels.attention_stats import attention_stats
+from workbench.kernels.attention_stats.checks import check_qk, check_terms
+from workbench.kernels.attention_stats.dispatch import choose
+from workbench.kernels.attention_stats.terms import TERMS
 
-EVERYTHING = ROW_STATS + COLUMN_STATS
-# Masses near zero are compared as if they were this large; every statistic is compared by relative
-# error, because an absolute one hides a column that is wrong by half.
-SMALL = 1e-6
-
-
-def relative_error(found: torch.Tensor, expected: torch.Tensor, small: float = SMALL) -> float:
-    """Largest |found - expected| / max(|expected|, small); NaN and infinities must sit in the same
-    places."""
-    found, expected = found.double(), torch.as_tensor(expected).double()
-    assert found.shape == expected.shape
-    assert torch.equal(found.isnan(), expected.isnan())
-    ends = expected.isinf()
-    assert torch.equal(found[ends], expected[ends])
-    usual = ~(ends | expected.isnan())
-    if not bool(usual.any()):
-        return 0.0
-    return float(((found - expected).abs() / expected.abs().clamp(min=small))[usual].max())
+# Scripts and cases of `triton_worker.py`, which runs them in processes of their own.
+collect_ignore_glob = ["triton_*.py"]
+REFUSED = r"^the backend '\w+' does not support .+; expected it to be left out\.$"
 
 
 @pytest.fixture
@@ -46,56 +39,42 @@ def agree() -> Callable[..., dict[str, float]]:
     def run(
         q: torch.Tensor,
         k: torch.Tensor,
-        tolerance: float = 2e-5,
-        want: Any = EVERYTHING,
+        tolerance: float,
+        want: Any,
+        backend: str,
         **terms: Any,
     ) -> dict[str, float]:
-        if "query_ids" not in terms:
-            want = [name for name in want if name not in ("duplicate_mass", "induction_mass")]
-        if "key_segments" not in terms:
-            want = [name for name in want if name != "role_mass"]
-        found = attention_stats(q, k, want, backend="torch", **terms)
-        expected = attention_stats(q.double(), k.double(), want, backend="naive", **terms)
-        assert list(found) == list(want)
-        errors = {}
-        for name in want:
-            if (
-                name == "argmax"
-            ):  # two keys closer than rounding may swap: what counts is the weight
-                errors[name] = _argmax_loss(q, k, found[name], expected, terms)
-            else:
-                # lse is a logarithm: its absolute error is the relative error of the sum behind it.
-                small = 1.0 if name == "lse" else SMALL
-                errors[name] = relative_error(found[name], expected[name], small)
-            assert errors[name] <= tolerance, f"{name}: {errors[name]:.2e} > {tolerance:.0e}"
-            if name in ("argmax", "n_visible", "key_count"):
-                assert found[name].dtype == torch.int64
-            else:
-                assert found[name].dtype == (
-                    torch.float64 if q.dtype == torch.float64 else torch.float32
-                )
-        worst = max(errors, key=lambda name: errors[name])
-        print(f"largest relative error {errors[worst]:.1e} ({worst}), allowed {tolerance:.0e}")
-        return errors
+        found = errors(backend, q, k, want, terms)
+        worst = max(found, key=lambda name: found[name])
+        print(f"largest relative error {found[worst]:.1e} ({worst}), allowed {tolerance:.0e}")
+        wrong = {name: f"{error:.1e}" for name, error in found.items() if not error <= tolerance}
+        assert not wrong, f"allowed {tolerance:.0e}, reached {wrong}"
+        return found
 
     return run
 
 
-def _argmax_loss(
-    q: torch.Tensor, k: torch.Tensor, found: torch.Tensor, expected: Any, terms: dict
-) -> float:
-    own = {name: x for name, x in terms.items() if name in MAP_TERMS}
-    p = pattern(q.double(), k.double(), backend="naive", **own)
-    chosen = p.gather(-1, found[..., None])[..., 0]
-    valid = terms.get("query_valid")
-    if valid is not None:
-        valid = valid[:, None].expand_as(chosen)
-        chosen = torch.where(valid, chosen, 0.0)
-        assert not found[~valid].any()
-        best = torch.where(valid, p.amax(-1), 0.0)
-    else:
-        best = p.amax(-1)
-    return relative_error(chosen, best)
+@pytest.fixture
+def supported() -> Callable[..., list[str]]:
+    """Which statistics of `want` a backend computes; the others it must refuse by the documented
+    sentence, never by another error and never by a number."""
+
+    def run(backend: str, q: torch.Tensor, k: torch.Tensor, want: Any, **terms: Any) -> list[str]:
+        given = dict.fromkeys(TERMS) | {"causal": False} | terms
+        checked = check_terms(check_qk(q, k), given, q.device, k.shape[1])
+        usable = []
+        for name in want:
+            try:
+                choose(backend, q, (name,), checked)
+            except ValueError:
+                with pytest.raises(ValueError, match=REFUSED) as caught:
+                    attention_stats(q, k, [name], backend=backend, **terms)
+                assert f"backend {backend!r}" in str(caught.value)
+            else:
+                usable.append(name)
+        return usable
+
+    return run
 
 
 @pytest.fixture
@@ -106,10 +85,35 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def fill(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def made(*args: Any, **kwargs: Any) -> torch.Tensor:
             x = make(*args, **kwargs)
+            if x.dtype == torch.bool:
+                return x.fill_(True)
             return x.fill_(float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).min)
 
         return made
 
-    for name in ("empty", "empty_like"):
+    for name in ("empty", "empty_like", "empty_strided"):
         monkeypatch.setattr(torch, name, fill(getattr(torch, name)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", fill(torch.Tensor.new_empty))
     yield
+
+
+@pytest.fixture(scope="session")
+def run_worker(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """Runs the cases of `triton_<mode>.py` in a process of their own and returns what it prints;
+    modes that begin with "interpret" get triton's interpreter."""
+
+    def run(mode: str) -> dict[str, Any]:
+        cache = tmp_path_factory.mktemp(mode)
+        environment = {**os.environ, "TRITON_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
+        environment.pop("TRITON_INTERPRET", None)
+        if mode.startswith("interpret"):
+            environment["TRITON_INTERPRET"] = "1"
+        worker = Path(__file__).with_name("triton_worker.py")
+        done = subprocess.run(
+            [sys.executable, str(worker), mode],
+            env=environment, capture_output=True, text=True, timeout=900, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run

@@ -1,4 +1,4 @@
-"""What is refused, in which words; backends; what importing costs; the benchmark's output."""
+"""What is refused, in which words; backends; what importing costs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from workbench.kernels import attention_stats as op
 from workbench.kernels.attention_stats import (
     BACKENDS,
     COLUMN_STATS,
     ROW_STATS,
+    LowRankBias,
+    Neighbourhood,
+    Strided,
     attention_stats,
     available_backends,
-    bench,
+    dispatch,
     pattern,
     stats_from_pattern,
 )
@@ -105,6 +108,93 @@ BAD = {
         {"first_key": torch.tensor([0, K])},
         "first_key holds 0 to 7; expected key indices from 0 to 6",
     ),
+    "keys range": (
+        {"keys": torch.tensor([0, K])},
+        "keys holds 0 to 7; expected key indices from 0 to 6",
+    ),
+    "keys shape": (
+        {"keys": torch.zeros(3, 2, dtype=LONG)},
+        r"keys has shape \(3, 2\); expected \[N\] or \[2, N\], N at least 1",
+    ),
+    "no keys to look at": (
+        {"keys": torch.zeros(0, dtype=LONG)},
+        r"keys has shape \(0,\); expected \[N\] or \[2, N\], N at least 1",
+    ),
+    "keys as a list": ({"keys": [0, 1]}, "keys is a list; expected a tensor"),
+    "a numpy mask": (
+        {"mask": np.ones((Q, K), bool)},
+        "mask is a ndarray; expected a tensor",
+    ),
+    "no offsets": ({"offsets": ()}, "offsets is empty; expected at least one distance in tokens"),
+    "missing offsets": ({"want": ["offset_mass"]}, "'offset_mass' needs the argument offsets"),
+    "missing horizon": ({"want": ["fai"]}, "'fai' needs the argument horizon"),
+    "horizon order": ({"horizon": (5, 3)}, r"horizon is \(5, 3\); expected \(low, high\)"),
+    "horizon length": ({"horizon": (5,)}, r"horizon is \(5,\); expected \(low, high\)"),
+    "pool": ({"pool": 0}, "pool is 0; expected at least 1, or a pair"),
+    "pool length": ({"pool": (1, 2, 3)}, r"pool is \(1, 2, 3\); expected at least 1, or a pair"),
+    "topk": ({"topk": 0}, "topk is 0; expected at least 1 key"),
+    "waad_window": ({"waad_window": 0}, "waad_window is 0; expected at least 1 token"),
+    "power": ({"power": 1}, "power is 1; expected a number above 1"),
+    "power of what may be negative": (
+        {"power": 1.5, "activation": "linear", "want": ["participation"]},
+        "power is 1.5 with activation 'linear', whose weights may be negative",
+    ),
+    "activation": (
+        {"activation": "gelu", "want": ["key_mass"]},
+        "activation is 'gelu'; expected one of softmax, relu, sigmoid, linear",
+    ),
+    "entropy of no distribution": (
+        {"activation": "relu", "want": ["entropy"]},
+        "the statistic 'entropy' needs rows that are a softmax; activation is 'relu'",
+    ),
+    "a sink without denominator": (
+        {"activation": "sigmoid", "want": ["key_mass"], "sink_logit": torch.zeros(H)},
+        "sink_logit is given with activation 'sigmoid', whose rows have no denominator",
+    ),
+    "one sequence": (
+        {"query_sequence": torch.zeros(B, Q, dtype=LONG)},
+        "key_sequence is missing; expected both query_sequence and key_sequence",
+    ),
+    "falling sequence": (
+        {
+            "query_sequence": torch.zeros(B, Q, dtype=LONG),
+            "key_sequence": torch.zeros(B, K, dtype=LONG) - torch.arange(K),
+        },
+        "key_sequence decreases along the tokens",
+    ),
+    "v heads": (
+        {"v": torch.randn(B, H, K, D)},
+        r"v has shape \(2, 4, 7, 8\); expected \[2, 2, 7, D\]",
+    ),
+    "key_features": (
+        {"key_features": torch.randn(B, Q, 3)},
+        r"key_features has shape \(2, 5, 3\); expected \[2, 7, F\] or \[2, 2, 7, F\]",
+    ),
+    "query_features": (
+        {"query_features": torch.randn(B, Q, 0)},
+        r"query_features has shape \(2, 5, 0\); expected \[2, 5, G\]",
+    ),
+    "neighbourhood of other tokens": (
+        {"mask": Neighbourhood((4, 2), (3, 1))},
+        "mask has a grid of 8 tokens for 5 queries and 7 keys",
+    ),
+    "even neighbourhood": (
+        {"mask": Neighbourhood((7,), (4,))},
+        r"mask has window \(4,\) with dilation \(1,\) on a grid \(7,\); expected odd windows",
+    ),
+    "stride": ({"mask": Strided(1, 0)}, "mask has local 1 and stride 0; expected at least 1 each"),
+    "low rank": (
+        {"bias": LowRankBias(torch.zeros(1, 1, Q, 2), torch.zeros(1, 1, K, 3))},
+        r"bias.right has shape \(1, 1, 7, 3\); expected .* with the same R on both sides",
+    ),
+    "low rank of integers": (
+        {"bias": LowRankBias(torch.zeros(1, 1, Q, 2, dtype=LONG), torch.zeros(1, 1, K, 2))},
+        "bias.left has dtype torch.int64; expected float",
+    ),
+    "low rank elsewhere": (
+        {"bias": LowRankBias(torch.zeros(1, 1, Q, 2), torch.zeros(1, 1, K, 2, device="meta"))},
+        "bias.right is on meta; expected cpu, where q and k are",
+    ),
     "window": ({"window": 0}, "window is 0; expected at least 1 key"),
     "softcap": ({"softcap": 0.0}, "softcap is 0.0; expected a positive number"),
     "scale": ({"scale": float("nan")}, "scale is nan; expected a finite number"),
@@ -135,17 +225,23 @@ def test_a_map_has_no_lse() -> None:
         stats_from_pattern(torch.rand(1, 1, 3, 3), ["lse"])
     with pytest.raises(ValueError, match="expected 4 dims"):
         stats_from_pattern(torch.rand(3, 3), ["entropy"])
+    with pytest.raises(ValueError, match="has no argument 'softcap'"):
+        stats_from_pattern(torch.rand(1, 1, 3, 3), ["entropy"], softcap=1.0)
+    with pytest.raises(ValueError, match="4 heads are given with 3 of v; expected a multiple"):
+        stats_from_pattern(torch.rand(1, 4, 3, 3), ["output"], v=torch.rand(1, 3, 3, 2))
+    with pytest.raises(ValueError, match="keys is a list; expected an array"):
+        stats_from_pattern(np.zeros((1, 1, 3, 3)), ["keys_mass"], keys=[0])
 
 
 def test_a_term_a_backend_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """An explicit backend refuses it; auto takes the next one."""
     limited = SimpleNamespace(
-        UNSUPPORTED=frozenset({"softcap"}),
+        refuses=lambda q, want, terms: "softcap" if terms["softcap"] else None,
         available=lambda kind: kind == "cpu",
         attention_stats=lambda *a, **t: {},
     )
     monkeypatch.setitem(BACKENDS, "triton", lambda: limited)
-    monkeypatch.setattr(op, "AUTO_ORDER", ("triton", "torch"))
+    monkeypatch.setattr(dispatch, "AUTO_ORDER", ("triton", "torch"))
     assert available_backends("cpu")[0] == "triton"
     assert call(backend="triton") == {}
     with pytest.raises(ValueError, match="the backend 'triton' does not support softcap"):
@@ -154,7 +250,9 @@ def test_a_term_a_backend_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_backends_of_a_device() -> None:
-    assert available_backends() == ("torch", "naive")
+    usable = available_backends()
+    assert usable[0] == "torch"
+    assert {"torch", "naive", "stock"} <= set(usable) <= set(BACKENDS)
     assert "torch" not in available_backends("meta")
     with pytest.raises(ValueError, match="the backend 'torch' does not run on meta"):
         q, k = torch.randn(B, H, Q, D, device="meta"), torch.randn(B, HKV, K, D, device="meta")
@@ -177,19 +275,3 @@ def test_the_numpy_side_never_loads_torch(root: Path) -> None:
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
-
-
-def test_benchmark_prints_ratios(capsys: pytest.CaptureFixture[str]) -> None:
-    report = bench.run([256], threads=1, repeats=1)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("machine ")
-    named = {line.split()[1]: float(line.split()[2]) for line in lines if line.startswith("ratio ")}
-    assert set(named) == {
-        f"{name}_256" for name in ("stats_time", "stats_cpu", "stats_memory", "map_time")
-    }
-    assert named == pytest.approx(report["ratios"], abs=0.006)
-    given = bench.inputs(128)
-    eager, ours = bench.eager_stats(**given), bench.blockwise_stats(**given)
-    assert set(eager) == set(ours)
-    for name in bench.WANT:
-        torch.testing.assert_close(eager[name].float(), ours[name].float(), rtol=1e-4, atol=1e-5)

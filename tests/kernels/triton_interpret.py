@@ -1,4 +1,6 @@
-"""Cases of the Triton path in the interpreter, run by `triton_worker.py`; see `test_triton.py`.
+"""Cases of the row side of the Triton path in the interpreter, run by `triton_worker.py`; see
+`test_triton.py`. `test_contract.py` runs every statistic under every term there when
+TRITON_INTERPRET=1; here is what is particular to these kernels.
 
 Sized in tile iterations, 4 to 5 ms each there: at most 200 a case, with blocks of 32 x 32.
 """
@@ -6,9 +8,39 @@ Sized in tile iterations, 4 to 5 ms each there: at most 200 a case, with blocks 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+
+from tests.kernels.cases import (
+    errors,
+    extras,
+    make,
+    ragged,
+    relative_error,
+    sequences,
+    some_bias,
+    some_mask,
+)
+from workbench.kernels.attention_stats import (
+    LowRankBias,
+    Neighbourhood,
+    attention_stats,
+    available_backends,
+    triton,
+    triton_rows,
+    triton_topk,
+)
+
+# What the row pass has.
+ROWS = (
+    "lse", "entropy", "max_prob", "argmax", "null_mass", "distance", "distance_sq", "participation",
+    "duplicate_mass", "induction_mass", "n_visible", "role_mass", "feature_mass", "value_mass",
+    "output", "segment_mean",
+)  # fmt: skip
+TOP = ("top_keys", "top_probs")
 CASES: dict[str, Callable[[], Any]] = {}
 
 
@@ -17,250 +49,206 @@ def case(run: Callable[[], Any]) -> Callable[[], Any]:
     return run
 
 
-SMALL = 1e-6
-
-
-def make(
-    b: int, h: int, h_kv: int, n_q: int, n_k: int, d: int, spread: float = 2.0, seed: int = 0
-) -> tuple[Any, Any]:
-    import torch
-
-    g = torch.Generator().manual_seed(seed)
-    q = torch.randn(b, h, n_q, d, generator=g) * spread
-    return q, torch.randn(b, h_kv, n_k, d, generator=g)
-
-
-def tokens(b: int, n_q: int, n_k: int, vocabulary: int = 7) -> dict[str, Any]:
-    import torch
-
-    g = torch.Generator().manual_seed(1)
-    ids = torch.randint(vocabulary, (b, max(n_q, n_k)), generator=g)
-    return {
-        "query_ids": ids[:, ids.shape[1] - n_q :],
-        "key_ids": ids[:, ids.shape[1] - n_k :],
-        "key_segments": torch.randint(-1, 3, (b, n_k), generator=g),
-        "n_segments": 3,
-        "first_key": torch.randint(min(4, n_k), (b,), generator=g),
-    }
-
-
-def agree(q: Any, k: Any, want: Any = None, **terms: Any) -> dict[str, float]:
-    """Relative error of every statistic against float64, on memory that held NaN."""
-    import torch
-
-    from workbench.kernels.attention_stats import COLUMN_STATS, ROW_STATS, attention_stats
-
-    want = ROW_STATS + COLUMN_STATS if want is None else want
-    if "query_ids" not in terms:
-        want = [name for name in want if name not in ("duplicate_mass", "induction_mass")]
-    if "key_segments" not in terms:
-        want = [name for name in want if name != "role_mass"]
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Memory from torch.empty holds NaN, integers the lowest value."""
     real = torch.empty
 
-    def poisoned(*size: Any, **options: Any) -> Any:
+    def filled(*size: Any, **options: Any) -> Any:
         x = real(*size, **options)
         return x.fill_(math.nan if x.is_floating_point() else torch.iinfo(x.dtype).min)
 
-    torch.empty = poisoned
+    torch.empty = filled
     try:
-        found = attention_stats(q, k, want, backend="triton", **terms)
+        yield
     finally:
         torch.empty = real
-    expected = attention_stats(q.double(), k.double(), want, backend="naive", **terms)
-    assert list(found) == list(want)
-    errors = {}
-    for name in want:
-        exact = name in ("n_visible", "key_count", "argmax")
-        assert found[name].dtype == (torch.int64 if exact else torch.float32), name
-        if name == "argmax":
-            # Two keys closer than rounding may swap: what counts is the weight. The draws here have
-            # no such pair, so equality is asked for.
-            errors[name] = float((found[name] != expected[name]).double().mean())
-        else:
-            errors[name] = worst(found[name], expected[name], 1.0 if name == "lse" else SMALL)
-    return errors
 
 
-def worst(x: Any, y: Any, small: float) -> float:
-    import torch
-
-    x, y = x.double(), y.double()
-    assert x.shape == y.shape
-    assert torch.equal(x.isnan(), y.isnan())
-    usual = y.isfinite()
-    assert torch.equal(x[~usual & ~y.isnan()], y[~usual & ~y.isnan()])
-    error = ((x - y).abs() / y.abs().clamp(min=small))[usual]
-    return float(error.max()) if error.numel() else 0.0
+def agree(q: Any, k: Any, want: Any = ROWS, **terms: Any) -> dict[str, float]:
+    """Relative error of every statistic against float64, with every argument a statistic reads."""
+    more = extras(q.shape[0], k.shape[1], q.shape[2], k.shape[2])
+    with poisoned():
+        return errors("triton", q, k, want, more | terms)
 
 
-@case
-def full() -> Any:
-    return agree(*make(1, 4, 2, 50, 75, 32), **tokens(1, 50, 75))
+def worst_of(*found: dict[str, float]) -> dict[str, float]:
+    return {name: max(x[name] for x in found) for name in found[0]}
 
 
-@case
-def causal() -> Any:
-    return agree(*make(2, 2, 1, 70, 70, 32), causal=True, **tokens(2, 70, 70))
+def parity(name: str, *shape: int, want: Any = ROWS, **terms: Any) -> None:
+    """A case that is nothing but a comparison."""
+    CASES[name] = lambda: agree(*make(*shape), want, **terms)
 
 
-@case
-def causal_window() -> Any:
-    return agree(*make(1, 4, 2, 150, 150, 32), causal=True, window=40, **tokens(1, 150, 150))
-
-
-@case
-def window_of_one() -> Any:
-    return agree(*make(1, 2, 1, 70, 70, 32), causal=True, window=1, **tokens(1, 70, 70))
-
-
-@case
-def wide_window() -> Any:
-    """Wider than a block, so that every program has an edge, a middle and an edge."""
-    return agree(*make(1, 1, 1, 230, 230, 16), causal=True, window=110, **tokens(1, 230, 230))
-
-
-@case
-def two_sided_window() -> Any:
-    return agree(*make(1, 2, 1, 120, 200, 32), window=70, query_offset=25, **tokens(1, 120, 200))
-
-
-@case
-def offset_before_the_keys() -> Any:
-    return agree(*make(1, 2, 2, 90, 60, 32), causal=True, query_offset=-45, **tokens(1, 90, 60))
+parity("full", 1, 4, 2, 50, 75, 32)
+parity("causal", 2, 2, 1, 70, 70, 32, causal=True)
+parity("causal_window", 1, 4, 2, 110, 110, 32, causal=True, window=40)
+parity("window_of_one", 1, 2, 1, 70, 70, 32, causal=True, window=1)
+# Wider than a block, so that every program has an edge, a middle and an edge.
+parity("wide_window", 1, 1, 1, 230, 230, 16, causal=True, window=110)
+parity("two_sided_window", 1, 2, 1, 80, 140, 32, window=70, query_offset=25)
+parity("offset_before_the_keys", 1, 2, 2, 90, 60, 32, causal=True, query_offset=-45)
+parity("offset_beyond_the_keys", 1, 2, 2, 40, 60, 32, causal=True, query_offset=400)
+parity("window_that_left_the_keys", 1, 2, 2, 70, 60, 32, causal=True, query_offset=50, window=30)
+# Aligned at the end: the first rows see nothing.
+parity("more_rows_than_keys", 1, 2, 1, 90, 33, 32, causal=True)
+parity("softcap", 1, 2, 1, 70, 70, 32, causal=True, softcap=3.0)
+parity("sink_logit", 1, 4, 2, 40, 70, 32, sink_logit=torch.tensor([-math.inf, 0.0, 30.0, -3.0]))
+parity(
+    "sink_and_rows_that_see_nothing", 1, 2, 1, 90, 33, 32, causal=True,
+    sink_logit=torch.tensor([1.5, -math.inf]),
+)  # fmt: skip
+parity("scale_below_zero", 1, 2, 1, 40, 70, 32, causal=True, scale=-0.3)
+parity("scale_of_zero", 1, 2, 1, 40, 70, 32, causal=True, scale=0.0, softcap=2.0)
+parity("mask", 1, 2, 1, 20, 70, 32, want=ROWS + TOP, mask=some_mask(1, 2, 20, 70), topk=2)
+parity("mask_of_keys", 2, 2, 1, 40, 70, 32, causal=True, mask=some_mask(70))
+parity("bias", 1, 4, 2, 40, 70, 32, bias=some_bias(1, 4, 40, 70))
+parity(
+    "bias_that_hides", 2, 2, 1, 40, 70, 32,
+    bias=some_bias(2, 1, 40, 70).masked_fill(~some_mask(2, 1, 40, 70), -math.inf),
+)  # fmt: skip
+parity("alibi", 1, 2, 1, 70, 70, 32, causal=True, alibi=torch.tensor([0.5, 0.02]))
+parity("two_sided_alibi", 1, 2, 1, 40, 70, 32, alibi=torch.tensor([0.5, 0.02]))
+parity("packed_sequences", 2, 2, 1, 70, 150, 32, **sequences(2, 70, 150))
+parity("causal_sequences", 1, 2, 1, 150, 150, 32, causal=True, **sequences(1, 150, 150))
+parity("a_power_that_is_no_integer", 1, 2, 1, 40, 70, 32, want=("participation",), power=1.5)
+parity("participation_ratio", 1, 2, 1, 40, 70, 32, want=("participation", "entropy"), power=2)
+# One query against a cache: the keys of a row go to several programs.
+parity("decode_step", 1, 2, 1, 1, 600, 64, want=ROWS + TOP, causal=True, query_offset=599)
+parity("split_window", 1, 1, 1, 20, 700, 16, causal=True, query_offset=650, window=400)
+parity(
+    "split_sequences", 1, 1, 1, 20, 700, 16, sink_logit=torch.tensor([0.5]), **sequences(1, 20, 700)
+)
 
 
 @case
-def offset_beyond_the_keys() -> Any:
-    return agree(*make(1, 2, 2, 40, 60, 32), causal=True, query_offset=400, **tokens(1, 40, 60))
+def splits_that_see_nothing() -> Any:
+    """Of the runs of keys of a row some are all hidden, or all are."""
+    mask = torch.zeros(1, 1, 3, 600, dtype=torch.bool)
+    mask[..., 0, 500:], mask[..., 1, 5] = True, True
+    q, k = make(1, 1, 1, 3, 600, 16)
+    found = [agree(q, k, ROWS + TOP, mask=x) for x in (mask, mask[:, :, 2:])]
+    return worst_of(*found)
 
 
 @case
-def window_that_left_the_keys() -> Any:
-    terms = {"causal": True, "query_offset": 50, "window": 30}
-    return agree(*make(1, 2, 2, 70, 60, 32), **terms, **tokens(1, 70, 60))
+def splits_are_used() -> Any:
+    """Few rows and many keys are split, many rows are not; the result is that of one run up to
+    rounding."""
+    from workbench.kernels.attention_stats.triton_call import Call
 
+    q, k = make(1, 2, 1, 1, 600, 16)
+    seen = []
+    real = Call.splits
 
-@case
-def more_rows_than_keys() -> Any:
-    """Aligned at the end: the first rows see nothing."""
-    return agree(*make(1, 2, 1, 90, 33, 32), causal=True, **tokens(1, 90, 33))
+    def counted(self: Any, programs: int, tiles: int) -> int:
+        seen.append(real(self, programs, tiles))
+        return seen[-1]
 
+    def one(self: Any, programs: int, tiles: int) -> int:
+        return 1
 
-@case
-def softcap() -> Any:
-    return agree(*make(1, 2, 1, 70, 70, 32), causal=True, softcap=3.0, **tokens(1, 70, 70))
-
-
-@case
-def sink_logit() -> Any:
-    import torch
-
-    sink = torch.tensor([-math.inf, 0.0, 30.0, -3.0])
-    return agree(*make(1, 4, 2, 40, 70, 32), sink_logit=sink, **tokens(1, 40, 70))
-
-
-@case
-def sink_and_rows_that_see_nothing() -> Any:
-    import torch
-
-    terms = {"causal": True, "sink_logit": torch.tensor([1.5, -math.inf])}
-    return agree(*make(1, 2, 1, 90, 33, 32), **terms, **tokens(1, 90, 33))
+    found = []
+    for rule in (counted, one):
+        Call.splits = rule
+        try:
+            found.append(attention_stats(q, k, ["lse", "entropy", "distance"], backend="triton"))
+        finally:
+            Call.splits = real
+    assert seen == [4]
+    assert Call.of(q, k, {"query_offset": 0}).splits(100, 1000) == 1
+    return {name: relative_error(x, found[1][name], 1e-6) for name, x in found[0].items()}
 
 
 @case
 def padding_that_holds_nan() -> Any:
     """Left padding, a hole, a prompt of nothing."""
-    import torch
-
-    q, k = make(3, 2, 1, 70, 70, 32)
-    valid = torch.ones(3, 70, dtype=torch.bool)
-    valid[0, :40], valid[1, 50:61], valid[2] = False, False, False
-    q[(~valid)[:, None].expand(q.shape[:3])] = math.nan
-    k[(~valid)[:, None].expand(k.shape[:3])] = math.nan
-    return agree(q, k, causal=True, key_valid=valid, query_valid=valid, **tokens(3, 70, 70))
+    q, k = make(3, 2, 1, 50, 50, 32)
+    valid = ragged(3, 50)
+    valid[2] = False
+    padding = ~valid[:, None, :, None]
+    q, k = q.masked_fill(padding, math.nan), k.masked_fill(padding, math.nan)
+    more = extras(3, 1, 50, 50)
+    more = {x: more[x].masked_fill(padding, math.nan) for x in ("v", "key_features")}
+    return agree(q, k, causal=True, key_valid=valid, query_valid=valid, **more)
 
 
 @case
 def logits_of_eighty() -> Any:
-    import torch
-
     q, k = make(1, 2, 2, 90, 130, 64, spread=20.0)
     s = torch.einsum("bhqd,bhkd->bhqk", q, k) / 8
     assert s.max() > 80
     assert s.min() < -80
-    return agree(q, k, **tokens(1, 90, 130))
+    return agree(q, k)
 
 
 @case
 def one_key_a_thousand_times_heavier() -> Any:
     """Every logit of key 0 is log(1000) above what it was: one more dimension says so."""
-    import torch
-
     q, k = make(1, 2, 1, 130, 130, 31, spread=0.3)
     q = torch.cat([q, torch.full_like(q[..., :1], 32**0.5)], -1)
     k = torch.cat([k, torch.zeros_like(k[..., :1])], -1)
     k[:, :, 0, -1] = math.log(1000.0)
-    return agree(q, k, causal=True, **tokens(1, 130, 130))
-
-
-@case
-def decode_step() -> Any:
-    """One query against a cache."""
-    return agree(*make(2, 6, 2, 1, 65, 64), causal=True, query_offset=64, **tokens(2, 1, 65))
+    return agree(q, k, causal=True)
 
 
 @case
 def length_one() -> Any:
-    import torch
-
-    first = agree(*make(1, 1, 1, 1, 1, 1), causal=True, **tokens(1, 1, 1))
-    second = agree(*make(2, 2, 1, 1, 1, 8), sink_logit=torch.zeros(2))
-    return {name: max(error, second.get(name, 0.0)) for name, error in first.items()}
-
-
-def _halves(d: int) -> dict[str, float]:
-    q, k = (x.half() for x in make(1, 2, 1, 60, 70, d))
-    return agree(q, k, causal=True, **tokens(1, 60, 70))
+    first = agree(*make(1, 1, 1, 1, 1, 1), ROWS + TOP, causal=True)
+    return worst_of(first, agree(*make(2, 2, 1, 1, 1, 8), ROWS + TOP, sink_logit=torch.zeros(2)))
 
 
 @case
-def float16_width_80() -> Any:
-    return _halves(80)
-
-
-@case
-def float16_width_256() -> Any:
-    return _halves(256)
-
-
-@case
-def float32_width_192() -> Any:
-    return agree(*make(1, 2, 1, 60, 70, 192), causal=True, **tokens(1, 60, 70))
-
-
-@case
-def scale_below_zero() -> Any:
-    return agree(*make(1, 2, 1, 40, 70, 32), causal=True, scale=-0.3, **tokens(1, 40, 70))
-
-
-@case
-def scale_of_zero() -> Any:
-    return agree(*make(1, 2, 1, 40, 70, 32), causal=True, scale=0.0, softcap=2.0)
+def other_widths_and_float16() -> Any:
+    found = [agree(*make(1, 2, 1, 40, 70, d, dtype=torch.float16)) for d in (80, 256)]
+    return worst_of(*found, agree(*make(1, 2, 1, 40, 70, 192), causal=True))
 
 
 @case
 def ties_go_to_the_first_key() -> Any:
-    return agree(*(0.0 * x for x in make(1, 2, 1, 40, 130, 16)), **tokens(1, 40, 130))
+    """In argmax and in top_keys, where every key is a tie: the first ones, in order."""
+    q, k = (0.0 * x for x in make(1, 1, 1, 20, 50, 16))
+    found = attention_stats(q, k, ["argmax", *TOP], backend="triton", topk=40, causal=True)
+    position = torch.arange(20) + 30
+    first = torch.arange(40).expand(1, 1, 20, 40)
+    assert torch.equal(found["top_keys"], torch.where(first <= position[:, None], first, -1))
+    assert not found["argmax"].any()
+    return {"top_probs": relative_error(found["top_probs"][0, 0, :, 3], 1.0 / (position + 1.0))}
 
 
 @case
-def many_overlapping_segments() -> Any:
-    """More than one pass holds, a key in several."""
-    import torch
+def more_keys_than_there_are() -> Any:
+    """topk beyond the keys, in chunks of 32 rows of a head."""
+    q, k = make(1, 2, 1, 40, 50, 16)
+    real = triton_topk._BYTES
+    triton_topk._BYTES = 1
+    try:
+        assert len(list(triton_topk._chunks(triton.Call.of(q, k, {"topk": 60})))) == 4
+        return agree(q, k, TOP, causal=True, topk=60)
+    finally:
+        triton_topk._BYTES = real
 
+
+@case
+def many_features() -> Any:
+    """More than one launch holds: overlapping segments, features of both signs beside them, values
+    in 16 bits."""
     member = torch.rand(1, 70, 75, generator=torch.Generator().manual_seed(5)) > 0.7
-    terms = {"key_segments": member, "n_segments": 70}
-    return agree(*make(1, 2, 1, 40, 75, 32), ["role_mass", "entropy"], **terms)
+    q, k = make(1, 2, 1, 40, 75, 32)
+    terms = {"key_segments": member, "query_segments": member[..., :40], "n_segments": 70}
+    v = torch.randn(1, 1, 75, 70, generator=torch.Generator().manual_seed(6))
+    want = ("role_mass", "entropy", "segment_mean", "output", "value_mass", "feature_mass")
+    return worst_of(agree(q, k, want, v=v, **terms), agree(q, k, want, v=v.half(), **terms))
+
+
+@case
+def features_of_unlike_size() -> Any:
+    """Columns that differ by 1e8, and within a column keys that do."""
+    q, k = make(1, 2, 1, 40, 75, 32)
+    size = 10.0 ** torch.linspace(-6, 2, 75)
+    features = torch.stack([size, size.flip(0) * 1e8, torch.zeros(75)], -1)[None]
+    return agree(q, k, ("feature_mass",), key_features=features)
 
 
 @case
@@ -273,13 +261,12 @@ def views_of_models() -> Any:
 
 @case
 def no_queries() -> Any:
-    import torch
-
-    from workbench.kernels.attention_stats import attention_stats
-
     q, k = make(1, 2, 1, 1, 5, 8)
-    found = attention_stats(q[:, :, :0], k, ["lse", "self_mass", "key_mass"], backend="triton")
+    want = ["lse", "self_mass", "key_mass", "top_keys", "output"]
+    found = attention_stats(q[:, :, :0], k, want, backend="triton", topk=3, v=k)
     assert found["lse"].shape == (1, 2, 0)
+    assert found["output"].shape == (1, 2, 0, 8)
+    assert found["top_keys"].shape == (1, 2, 0, 3)
     assert torch.equal(found["key_mass"], torch.zeros(1, 2, 5))
     return {}
 
@@ -287,13 +274,10 @@ def no_queries() -> Any:
 @case
 def same_bits_twice() -> Any:
     """Also when other statistics are asked for beside it, where the sums are the same."""
-    import torch
-
-    from workbench.kernels.attention_stats import COLUMN_STATS, ROW_STATS, attention_stats
-
     q, k = make(1, 4, 2, 70, 70, 32)
-    terms = {"causal": True, "backend": "triton", **tokens(1, 70, 70)}
-    once, twice = (attention_stats(q, k, ROW_STATS + COLUMN_STATS, **terms) for _ in range(2))
+    terms: dict[str, Any] = {"causal": True, "backend": "triton", **extras(1, 2, 70, 70)}
+    want = (*ROWS, "key_mass", "waad")
+    once, twice = (attention_stats(q, k, want, **terms) for _ in range(2))
     assert all(torch.equal(once[name], twice[name]) for name in once)
     alone = attention_stats(q, k, ["entropy"], **terms)
     assert torch.equal(alone["entropy"], once["entropy"])
@@ -304,13 +288,12 @@ def same_bits_twice() -> Any:
 def sums_hold() -> Any:
     """Rows sum to one less the null mass, columns to the number of rows; heads that share keys are
     the heads of expanded keys."""
-    import torch
-
-    from workbench.kernels.attention_stats import attention_stats
-
     q, k = make(1, 4, 2, 60, 80, 32)
     sink = torch.randn(4, generator=torch.Generator().manual_seed(3))
-    terms = {"sink_logit": sink, "key_segments": torch.zeros(1, 80, dtype=torch.long)}
+    terms: dict[str, Any] = {
+        "sink_logit": sink,
+        "key_segments": torch.zeros(1, 80, dtype=torch.long),
+    }
     want = ["role_mass", "null_mass", "key_mass", "lse"]
     found = attention_stats(q, k, want, backend="triton", n_segments=1, **terms)
     rows = found["role_mass"][..., 0] + found["null_mass"]
@@ -322,27 +305,55 @@ def sums_hold() -> Any:
 
 
 @case
+def a_given_lse_saves_the_row_pass() -> Any:
+    """Columns and bands are then computed without it, repeats and what streams are not; rows that
+    see nothing are off whatever lse they come with."""
+    q, k = make(1, 2, 1, 70, 40, 32)
+    sink = torch.tensor([0.5, -math.inf])
+    terms: dict[str, Any] = {"causal": True, "sink_logit": sink}
+    lse = attention_stats(q.double(), k.double(), ["lse"], backend="naive", **terms)["lse"].float()
+    lse[:, :, :30] = 0.0
+    free = ("lse", "null_mass", "first_mass", "waad", "fai", "key_mass", "key_mean", "top_keys",
+            "top_probs", "n_visible")  # fmt: skip
+    real, launched = triton_rows._rows_once, []
+
+    def seen(*arguments: Any) -> Any:
+        launched.append(arguments)
+        return real(*arguments)
+
+    triton_rows._rows_once = seen
+    try:
+        found = agree(q, k, free, lse=lse, **terms)
+        assert not launched
+        attention_stats(q, k, ["top_keys"], backend="triton", topk=1)
+        assert not launched
+        repeats = agree(q, k, ("duplicate_mass", "induction_mass"), lse=lse, **terms)
+        assert len(launched) == 1
+    finally:
+        triton_rows._rows_once = real
+    return found | repeats
+
+
+@case
 def refused_by_name() -> Any:
-    import torch
-
-    from workbench.kernels.attention_stats import attention_stats, available_backends
-
     assert available_backends("cpu")[0] == "torch"  # by name only until it has run on a GPU
     assert "triton" in available_backends("cpu")
     q, k = make(1, 2, 1, 5, 6, 8)
+    low = LowRankBias(torch.ones(1, 1, 5, 2), torch.ones(1, 1, 6, 2))
     bad: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-        "mask": (q, k, {"mask": torch.ones(5, 6, dtype=torch.bool)}),
-        "bias": (q, k, {"bias": torch.ones(5, 6)}),
+        "a mask by description (Neighbourhood)": (q, k, {"mask": Neighbourhood((6,), (3,))}),
+        "a bias by description (LowRankBias)": (q, k, {"bias": low}),
+        "the activation 'relu'": (q, k, {"activation": "relu"}),
         "float64": (q.double(), k.double(), {}),
         "bfloat16": (q.bfloat16(), k.bfloat16(), {}),
         "head widths over 256": (*make(1, 1, 1, 2, 2, 257), {}),
     }
     for name, (x, y, terms) in bad.items():
         try:
-            attention_stats(x, y, ["lse"], backend="triton", **terms)
+            attention_stats(x, y, ["key_mass"], backend="triton", **terms)
         except ValueError as refusal:
             assert f"the backend 'triton' does not support {name};" in str(refusal), refusal
         else:
             raise AssertionError(f"{name} was not refused")
-        assert "lse" in attention_stats(x, y, ["lse"], **terms)
+        assert "key_mass" in attention_stats(x, y, ["key_mass"], **terms)
     return {}

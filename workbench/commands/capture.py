@@ -12,7 +12,6 @@ import typer
 
 from workbench.commands import console
 from workbench.commands.opening import open_model
-from workbench.commands.probe import probe_tables
 from workbench.errors import WorkbenchError
 
 if TYPE_CHECKING:
@@ -33,6 +32,10 @@ _Repeated = Annotated[int | None, _option("--repeated", "N random tokens, each s
 _Count = Annotated[int, _option("--n-prompts", "Prompts made by --repeated.")]
 _Seed = Annotated[int, _option("--seed", "Seed of --repeated.")]
 _Want = Annotated[str | None, _option("--want", "Statistics or groups, by commas; default: all.")]
+_Parameter = Annotated[
+    list[str] | None,
+    _option("--parameter", "NAME=NUMBER: waad_window, local_window, topk, pool; horizon=10:50."),
+]
 _Batch = Annotated[int | None, _option("--batch-size", "Prompts at a time.")]
 _At = Annotated[str | None, _option("--positions", "Query rows: last, a role, 3,5 or 10:20.")]
 _Generate = Annotated[int | None, _option("--generate", "Tokens to generate.")]
@@ -58,6 +61,7 @@ def capture(  # noqa: PLR0913 - the options of the command
     n_prompts: _Count = 8,
     seed: _Seed = 0,
     want: _Want = None,
+    parameter: _Parameter = None,
     batch_size: _Batch = None,
     positions: _At = None,
     generate: _Generate = None,
@@ -80,6 +84,7 @@ def capture(  # noqa: PLR0913 - the options of the command
     }  # fmt: skip
     settings = {
         "want": want.split(",") if want else None,
+        "parameters": _parameters(parameter, want),
         "batch_size": batch_size, "positions": parse_positions(positions), "generate": generate,
         "kind": kind, "patterns": pattern or None, "keep_qk": keep_qk,
     }  # fmt: skip
@@ -102,6 +107,19 @@ def capture(  # noqa: PLR0913 - the options of the command
     _report(run_path)
     typer.echo(f"\nrun      {run_path}\nlook     workbench app {run_path}")
     typer.echo(f"python   {_python(model, loading, code, settings, run_path)}")
+
+
+def _parameters(texts: list[str] | None, want: str | None) -> Any:
+    """`wb.Parameters` out of NAME=NUMBER, refused before a model is loaded; None for the
+    defaults."""
+    from workbench.parameters import parse_parameters
+    from workbench.schema import expand_want
+
+    if not texts:
+        return None
+    parsed = parse_parameters(texts)
+    parsed.used(expand_want(want.split(",") if want else None))
+    return parsed
 
 
 def parse_positions(text: str | None) -> Any:
@@ -169,15 +187,16 @@ def _run(model: Model, prompts: list, settings: dict[str, Any], out: Path) -> No
 
 
 def _report(path: Path) -> None:
-    """Store what the probes say beside the run, and print the best heads of each."""
-    from workbench.probes import find
-    from workbench.runs import open_run, wide
+    """Print the best heads of every probe, and what was asked for in vain."""
+    from workbench.probes import find, tables
+    from workbench.runs import open_run
+    from workbench.stats import missing_lines
 
-    run = open_run(path)
-    tables, _ = probe_tables(run.stats)
-    run.add_summary(wide(tables))
+    stats = open_run(path).stats
+    for line in missing_lines(stats.provenance.missing):
+        console.note(line)
     rows = []
-    for name, table in tables.items():
+    for name, table in tables(stats)[0].items():
         best = table.dropna(subset="value").nlargest(3, "value")
         if len(best):
             heads = "  ".join(
@@ -202,7 +221,10 @@ def _python(
     model: str, loading: dict[str, Any], prompts: str, settings: dict[str, Any], out: Path
 ) -> str:
     def given(options: dict[str, Any]) -> str:
-        return "".join(f", {name}={value!r}" for name, value in options.items() if value)
+        texts = {name: repr(value) for name, value in options.items() if value}
+        if "parameters" in texts:
+            texts["parameters"] = f"wb.{texts['parameters']}"
+        return "".join(f", {name}={text}" for name, text in texts.items())
 
     # One expression, so that it can be pasted anywhere after `import workbench as wb`.
     opened = f"model := wb.load({model!r}{given(loading)})"

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.commands import console
 from workbench.commands.opening import open_model
-from workbench.commands.probe import probe_tables
 from workbench.errors import SchemaError
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def open_or_make(root: Path, fresh: bool) -> list[Run]:
 
 
 def _open_or_capture(path: Path, make: Callable[[], tuple[Any, list]], fresh: bool) -> Run:
-    from workbench.runs import open_run, wide
+    from workbench.runs import open_run
     from workbench.tensorfile import remove_tree
 
     if not fresh:
@@ -57,9 +56,7 @@ def _open_or_capture(path: Path, make: Callable[[], tuple[Any, list]], fresh: bo
 
     with console.progress(f"{path.name}: captured", "tokens") as report:
         capture(model, prompts, keep_qk=True, out=path, progress=report)
-    run = open_run(path)
-    run.add_summary(wide(probe_tables(run.stats)[0]))
-    return run
+    return open_run(path)
 
 
 def _minilm() -> Any:

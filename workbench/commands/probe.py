@@ -13,8 +13,6 @@ from workbench.errors import WorkbenchError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from workbench.stats import HeadStats
-
 
 def probe(
     run: Annotated[Path | None, typer.Argument(help="A run directory.")] = None,
@@ -37,11 +35,18 @@ def probe(
         raise WorkbenchError("probe needs a run directory; or see the probes with --list.")
     if out is not None and out.suffix not in (".csv", ".parquet"):
         raise WorkbenchError(f"--out {out.name!r} has no known ending; write a .csv or a .parquet.")
+    if out is not None and not out.resolve().parent.is_dir():
+        raise WorkbenchError(f"--out {out}: there is no directory {out.parent}.")
     import pandas as pd
 
+    from workbench import probes
     from workbench.runs import open_run
 
-    tables, left_out = probe_tables(open_run(run).stats, names)
+    stats = open_run(run).stats
+    if names:
+        tables, left_out = {name: probes.find(name)(stats) for name in names}, {}
+    else:
+        tables, left_out = probes.tables(stats)
     if not tables:
         reasons = "; ".join(f"{name} {why}" for name, why in left_out.items())
         raise WorkbenchError(f"no probe can be answered from this run: {reasons}")
@@ -56,24 +61,6 @@ def probe(
         long = long[["probe", *[c for c in long.columns if c != "probe"]]]
         long.to_csv(out, index=False) if out.suffix == ".csv" else long.to_parquet(out, index=False)
         typer.echo(f"wrote {out}")
-
-
-def probe_tables(
-    stats: HeadStats, names: list[str] | None = None
-) -> tuple[dict[str, pd.DataFrame], dict[str, str]]:
-    """`({probe: table}, {probe: why it was left out})`; named probes must all be answerable."""
-    from workbench import probes
-
-    if names:
-        return {name: probes.find(name)(stats) for name in names}, {}
-    long = probes.heads_table(stats)
-    left_out, settings = long.attrs["left_out"], long.attrs["settings"]
-    tables = {}
-    for name, part in long.groupby("probe", sort=False):
-        table = part.drop(columns="probe").reset_index(drop=True)
-        table.attrs = settings.get(name, {})
-        tables[str(name)] = table
-    return tables, left_out
 
 
 def _show(name: str, table: pd.DataFrame, top: int) -> None:

@@ -182,7 +182,7 @@ def train(settings: Recipe, out_dir: Path | str, progress: Progress | None = Non
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        with _one_thread():
+        with one_thread():
             model = build(settings)
             began = time.monotonic()
             curve = _fit(model, settings, progress or _silent)
@@ -209,7 +209,7 @@ def _silent(step: int, total: int, message: str) -> None:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """One CPU thread inside (sums in a fixed order), the caller's number afterwards."""
     import torch
 

@@ -1,0 +1,16 @@
+"""Every study there is, by name."""
+
+from __future__ import annotations
+
+from workbench.errors import WorkbenchError
+from workbench.studies.active_dormant import STUDY as ACTIVE_DORMANT
+from workbench.studies.study import Study
+
+STUDIES = {study.name: study for study in (ACTIVE_DORMANT,)}
+
+
+def find(name: str) -> Study:
+    """The study of this name."""
+    if name not in STUDIES:
+        raise WorkbenchError(f"there is no study {name!r}; known: {', '.join(STUDIES)}.")
+    return STUDIES[name]
