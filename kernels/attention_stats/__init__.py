@@ -51,7 +51,7 @@ The map as a whole, over the valid queries:
     distance_histogram  [B, H, bins]: sum of p by |d|: 0, 1, 2-3, 4-7, 8-15, ...
     block_mass      [B, H, ceil(Q / pool), ceil(K / pool)]: sum of p in a block
     block_max       the same shape: largest p
-    segment_mean    [B, H, S, S]: mean of p over (queries of segment a) x (keys of segment b), what
+    segment_mean    [B, H, S, S]: mean of p over (valid queries of segment a) x (keys of b), what
                     is hidden counting as 0; NaN where either is empty
 
 Everything else is float32, or float64 when q and k are float64. A row that sees no key has masses,

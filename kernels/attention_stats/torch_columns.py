@@ -2,10 +2,10 @@
 
 A strip adds to accumulators (float64 where many terms meet) and `finish` makes statistics of them.
 
-key_var is the mean of p^2 less the square of the mean. key_entropy is that of the shares x = p /
-max p of a column, log sum x - sum x log x / sum x, from log p: every term is positive and the
-largest x is exactly 1, so that neither a sharp peak nor a p too small for float32 loses anything.
-Accumulators of two strips merge after scaling to the larger maximum.
+key_var is the mean of p^2 less the square of the mean, all in float64. key_entropy is that of the
+shares x = p / max p of a column, log sum x - sum x log x / sum x, from log p: every term is
+positive and the largest x is exactly 1, so that neither a sharp peak nor a p too small for float32
+loses anything. Accumulators of two strips merge after scaling to the larger maximum.
 
 Dims: B batch, H heads, Q queries, K keys, S segments, G query features; U, G heads of the group, n
 queries i0..i1, W keys lo..hi of a strip.
@@ -95,19 +95,21 @@ class Columns:
         self,
         plan: Plan,
         weights: Weights,
-        square: torch.Tensor | None,
         roles: torch.Tensor | None,
         laid: torch.Tensor | None,
     ) -> None:
-        """Adds a strip: its weights, p^2 [U, G, n, W], p by segments of keys [U, G, n, S], p by
-        distance [U * G, n, C]; None where nothing wanted reads it."""
+        """Adds a strip: its weights, p by segments of keys [U, G, n, S], p by distance
+        [U * G, n, C]; None where nothing wanted reads it."""
         p, ranked = weights.p, weights.ranked
         at = slice(plan.lo, plan.hi)
         here = {name: x[:, :, at] for name, x in self.sums.items() if name in _BY_KEY}
-        if "mass" in here:
+        if "square" in here:
+            # What is left of p^2 after the squared mean may be a millionth of it.
+            wide = p.to(here["square"].dtype)
+            here["mass"] += wide.sum(-2)
+            here["square"] += wide.square_().sum(-2)
+        elif "mass" in here:
             here["mass"] += p.sum(-2)
-        if square is not None and "square" in here:
-            here["square"] += square.sum(-2)
         if "best" in here:
             torch.maximum(here["best"], ranked.amax(-2), out=here["best"])
         if weights.logs is not None and "top" in here:

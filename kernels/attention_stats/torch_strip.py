@@ -173,13 +173,12 @@ class Reduction:
         laid = self.problem.skew.lay(p) if want & BY_DISTANCE else None
         if laid is not None:
             found |= self.row_sums.by_distance(plan, laid)
-        power, square = self.problem.terms["power"], None
-        if "key_var" in want or ("participation" in want and power == 2):
-            square = torch.mul(p, p, out=weights.spare)
         if "participation" in want:
-            powers = p.pow(power) if square is None or power != 2 else square
+            power = self.problem.terms["power"]
+            square = power == 2
+            powers = torch.mul(p, p, out=weights.spare) if square else p.pow(power)
             found["participation"] = powers.sum(-1)
-        self.columns.add(plan, weights, square, found.get("role_mass"), laid)
+        self.columns.add(plan, weights, found.get("role_mass"), laid)
         for name, value in found.items():
             if name in self.out:
                 store(self.out[name], plan, value)

@@ -46,6 +46,8 @@ ALLOWED = {torch.float32: 2e-5, torch.float16: 2e-5, torch.bfloat16: 2e-5, torch
 STOCK_HALF = 1e-4
 # Queries and keys: several strips of the torch path; the interpreter needs 5 ms for every tile.
 SIZE = {"triton": (20, 40)}
+# numpy inside triton's interpreter, about the maximum of a tile of padding, which is thrown away.
+NAN_TILES = pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
 Agree = Callable[..., dict[str, float]]
 Supported = Callable[..., list[str]]
 
@@ -236,6 +238,7 @@ def test_shapes(
     check(agree, supported, backend, *make(*shape), terms)
 
 
+@NAN_TILES
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("causal", [False, True])
 def test_padding_may_hold_anything(
@@ -257,6 +260,7 @@ def test_padding_may_hold_anything(
     check(agree, supported, backend, q, k, terms | {"sink_logit": sink})
 
 
+@NAN_TILES
 @pytest.mark.parametrize("backend", FAST)
 def test_keys_hidden_by_a_mask_may_hold_anything(
     backend: str, agree: Agree, supported: Supported, poisoned: None

@@ -40,6 +40,8 @@ SIZE = {"triton": (20, 40)}
 ADDED = (
     "key_mass", "key_count", "query_feature_mass", "distance_histogram",
 )  # fmt: skip
+# numpy inside triton's interpreter, about the maximum of a tile of padding, which is thrown away.
+NAN_TILES = pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
 Supported = Callable[..., list[str]]
 
 
@@ -184,6 +186,7 @@ def join(name: str, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return first + second
 
 
+@NAN_TILES
 @pytest.mark.parametrize("backend", HERE)
 @pytest.mark.parametrize("how", ["key_valid", "key_lengths", "mask"])
 def test_hidden_keys_may_be_appended(backend: str, how: str, supported: Supported) -> None:

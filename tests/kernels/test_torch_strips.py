@@ -223,8 +223,11 @@ def test_padding_of_values_and_features_does_not_leak_but_a_seen_nan_shows() -> 
     for x in (found["output"].isnan().any(-1), found["value_mass"].isnan()):
         assert not x[0, 0].any()
         assert torch.equal(x[0, 1], torch.arange(40) >= 20)
-    clean = Features.of(v[0, :1])
-    assert clean.spoils is None
+    v[0, 1, 20] = math.inf
+    valid = torch.arange(40)[None] != 20
+    padded = attention_stats(q, k, ["output"], v=v, key_valid=valid, backend="torch")["output"]
+    assert padded.isfinite().all()
+    assert Features.of(v[0, :1]).spoils is None
 
 
 def test_topk_with_ties() -> None:
