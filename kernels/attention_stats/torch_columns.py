@@ -107,7 +107,7 @@ class Columns:
             # What is left of p^2 after the squared mean may be a millionth of it.
             wide = p.to(here["square"].dtype)
             here["mass"] += wide.sum(-2)
-            here["square"] += wide.square_().sum(-2)
+            here["square"] += wide.square().sum(-2)  # not in place: float64 p is `wide` itself
         elif "mass" in here:
             here["mass"] += p.sum(-2)
         if "best" in here:

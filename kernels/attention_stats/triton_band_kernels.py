@@ -69,7 +69,6 @@ def near_kernel(  # noqa: PLR0913, PLR0917 - a launch has no keyword objects
     q = load_tile(p_q, o_q[:, None], o_d[None, :], stride_qn, stride_qd, m_q[:, None], WIDTH,
                   BLOCK_D, True)  # fmt: skip
     lse = tl.load(p_lse + row, m_q, 2e30)[:, None]
-    band = (n_q, n_k, offset, low, high)
     terms = head_terms(i_b, i_h, factor, inner, n_q, n_k, offset, p_mask, mask_b, mask_h, mask_q,
                        mask_k, p_bias, bias_b, bias_h, bias_q, bias_k, p_alibi, p_query_seq,
                        p_key_seq, per_factor, MASK, BIAS, ALIBI, SEQUENCE)  # fmt: skip
@@ -87,9 +86,10 @@ def near_kernel(  # noqa: PLR0913, PLR0917 - a launch has no keyword objects
         s = tl.dot(q, k, input_precision=PRECISION)
         z = log_weights(s, lse, query[:, None], key[None, :], terms, SOFTCAP, MASK, BIAS, ALIBI,
                         SEQUENCE)  # fmt: skip
-        seen = seen_by(query[:, None], key[None, :], band, LOW, HIGH) & m_k[None, :] & (z > START)
+        back = (query + offset)[:, None] - key[None, :]
+        seen = seen_by(back, low, high, LOW, HIGH) & m_k[None, :] & (z > START)
         p = tl.where(seen, tl.exp2(z), 0.0)
-        away = tl.abs((query + offset)[:, None] - key[None, :])
+        away = tl.abs(back)
         close += tl.sum(tl.where(away < local, p, 0.0), 1)
         p = tl.where(away < waad, p, 0.0)
         count += tl.sum((seen & (away < waad)).to(tl.float32), 1)

@@ -47,15 +47,13 @@ def log_weights(  # noqa: PLR0917 - kernels have no keyword objects
 
 
 @triton.jit
-def seen_by(query, key, band, LOW: tl.constexpr, HIGH: tl.constexpr):
-    """Which pairs of a tile lie at the signed distances low..high; an upper end comes with a lower
+def seen_by(back, low, high, LOW: tl.constexpr, HIGH: tl.constexpr):
+    """Which signed distances `back` of a tile lie in low..high; an upper end comes with a lower
     one."""
-    _, _, offset, low, high = band
-    beyond = query + (offset - low) - key
     if HIGH:
         # Of an unsigned number one comparison tells both ends.
-        return beyond.to(tl.uint32, bitcast=True) <= (high - low).to(tl.uint32, bitcast=True)
-    return beyond >= 0 if LOW else beyond > -2147483648
+        return (back - low).to(tl.uint32, bitcast=True) <= (high - low).to(tl.uint32, bitcast=True)
+    return back >= low if LOW else back > -2147483648
 
 
 @triton.jit
@@ -117,7 +115,8 @@ def pairs_seen(
 ):  # fmt: skip
     """Which pairs of a tile are in reach; EXACT: and neither hidden otherwise nor of a row that is
     none, where log2 p is -2e30 or NaN."""
-    seen = seen_by(query[None, :], key[:, None], band, LOW, HIGH)
+    _, _, offset, low, high = band
+    seen = seen_by((query + offset)[None, :] - key[:, None], low, high, LOW, HIGH)
     return seen & (z > START) if EXACT else seen
 
 

@@ -44,7 +44,9 @@ def weights(  # noqa: PLR0913, PLR0917 - kernels have no keyword objects
                     ALIBI, SEQUENCE)  # fmt: skip
     p = tl.exp2(z)
     if CHECK:
-        p = tl.where(seen_by(query[None, :], key[:, None], band, LOW, HIGH), p, 0.0)
+        _, _, offset, low, high = band
+        back = (query + offset)[None, :] - key[:, None]
+        p = tl.where(seen_by(back, low, high, LOW, HIGH), p, 0.0)
         p = tl.where(m_k[:, None], p, 0.0)
     if RAGGED:
         p = tl.where(m_q[None, :], p, 0.0)
@@ -240,7 +242,7 @@ def diagonal_kernel(  # noqa: PLR0913, PLR0917 - a launch has no keyword objects
             stride_kn, stride_kd, BLOCK_Q, BLOCK_D, WIDTH, i_range == 1, CLEAN, VALID, SOFTCAP,
             MASK, BIAS, ALIBI, SEQUENCE, PRECISION,
         )  # fmt: skip
-    seen = seen_by(apart * BLOCK_Q + o_n[None, :], o_n[:, None], band, LOW, HIGH)
+    seen = seen_by(middle + o_n[None, :] - o_n[:, None], low, high, LOW, HIGH)
     # Entry (c, t) becomes the one of key c and query c + t, around the corner where that ends.
     turned = o_n[:, None] + o_n[None, :]
     total = tl.gather(tl.where(seen, total, 0.0), turned % BLOCK_Q, 1)

@@ -230,7 +230,8 @@ def test_a_map_has_no_lse() -> None:
     with pytest.raises(ValueError, match="4 heads are given with 3 of v; expected a multiple"):
         stats_from_pattern(torch.rand(1, 4, 3, 3), ["output"], v=torch.rand(1, 3, 3, 2))
     with pytest.raises(ValueError, match="keys is a list; expected an array"):
-        stats_from_pattern(np.zeros((1, 1, 3, 3)), ["keys_mass"], keys=[0])
+        listed: Any = [0]
+        stats_from_pattern(np.zeros((1, 1, 3, 3)), ["keys_mass"], keys=listed)
 
 
 def test_a_term_a_backend_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,7 +190,7 @@ def test_numpy_equals_torch(name: str) -> None:
     """Every statistic of a map in numpy, with numpy arguments, is the one in torch."""
     p = torch.softmax(torch.randn(B, H, Q, K, generator=torch.Generator().manual_seed(0)), -1)
     terms = extras(B, HKV, Q, K) | {"causal": True, "query_valid": ragged(B, Q)}
-    arrays = {n: x.numpy() if isinstance(x, torch.Tensor) else x for n, x in terms.items()}
+    arrays: Terms = {n: x.numpy() if isinstance(x, torch.Tensor) else x for n, x in terms.items()}
     found = stats_from_pattern(p.double().numpy(), [name], **arrays)[name]
     expected = stats_from_pattern(p.double(), [name], **terms)[name]
     assert isinstance(found, np.ndarray)
