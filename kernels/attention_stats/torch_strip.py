@@ -161,8 +161,15 @@ class Reduction:
     def run(self) -> None:
         """Fill this group's part of the outputs."""
         n_q, step = self.problem.geometry.n_q, self.problem.rows
-        for i0 in range(0, n_q, step):
-            plan = self.strips.prompt.plan(i0, min(n_q, i0 + step))
+        ends = [(i0, min(n_q, i0 + step)) for i0 in range(0, n_q, step)]
+        spans = [(i0, i1, *self.strips.prompt.span(i0, i1)) for i0, i1 in ends]
+        # Sized once for the widest: causal strips grow, and scratch that grew with them would leave
+        # a hole in the heap for each, in all the square of the length.
+        heads = math.prod(self.strips.scores.q.shape[:2])
+        sizes = (heads * (i1 - i0) * max(0, hi - lo) for i0, i1, lo, hi in spans)
+        self.problem.buffers(max(sizes, default=0))
+        for i0, i1 in ends:
+            plan = self.strips.prompt.plan(i0, i1)
             if plan is not None:
                 self._reduce(plan)
 
