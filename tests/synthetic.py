@@ -31,11 +31,14 @@ ROW_NAMES = (
     "duplicate_mass",
     "induction_mass",
     "n_visible",
+    "sink_margin",
     "q_norm",
     "z_norm",
     "result_norm",
 )
-KEY_NAMES = ("key_mass", "key_mean", "key_max", "key_count", "k_norm", "v_norm", "vo_norm")
+KEY_NAMES = (
+    "key_mass", "key_mean", "key_max", "key_count", "key_entropy", "k_norm", "v_norm", "vo_norm"
+)  # fmt: skip
 D_HEAD = 4
 
 
@@ -144,6 +147,7 @@ def head_stats(
         "key": length,
         "stream": np.arange(len(resid[0])),
         "rank": np.arange(3),
+        "candidate": np.arange(3),
     }
     sites = tuple(
         AttentionSite(f"layers.{layer}.attn", kind, layer, width, width, D_HEAD, D_HEAD, causal)
@@ -170,6 +174,11 @@ def _fill_rows(arrays, at, pattern, mask, ids):
         arrays["duplicate_mass"][where] = sum(row[j] for j in same)
         arrays["induction_mass"][where] = sum(row[j + 1] for j in same)
         arrays["n_visible"][where] = sum(mask[q])
+        others = [k for k in range(1, len(row)) if mask[q, k] and k != q]
+        if q and mask[q, 0] and others:
+            # Log weights are scores up to a constant of the row; none of nothing.
+            logs = np.log(np.maximum(row, 1e-9))
+            arrays["sink_margin"][where] = logs[0] - sum(logs[others]) / len(others)
 
 
 def _fill_columns(arrays, at, pattern, mask):
@@ -180,6 +189,8 @@ def _fill_columns(arrays, at, pattern, mask):
         arrays["key_count"][where] = len(viewers)
         arrays["key_mean"][where] = arrays["key_mass"][where] / len(viewers)
         arrays["key_max"][where] = max(pattern[q, k] for q in viewers)
+        shares = [pattern[q, k] / arrays["key_mass"][where] for q in viewers if pattern[q, k] > 0]
+        arrays["key_entropy"][where] = -sum(a * np.log(a) for a in shares)
 
 
 def _residual(resid, longest):
@@ -195,13 +206,28 @@ def _residual(resid, longest):
             for r, (position, dim) in enumerate(order):
                 top["value"][p, s, r], top["dim"][p, s, r] = h[position, dim], dim
                 top["position"][p, s, r] = position
+    cos = np.full((2, len(resid), streams, 3, longest), np.nan)
+    for p, prompt in enumerate(resid):
+        for s, h in enumerate(prompt):
+            for c, candidate in enumerate(h[:3]):
+                kept = np.argsort(-np.abs(candidate))[3:]
+                cos[0, p, s, c, : len(h)] = _cosine(h, candidate)
+                cos[1, p, s, c, : len(h)] = _cosine(h[:, kept], candidate[kept])
+    dims = ("prompt", "stream", "candidate", "query")
     found = {
+        "resid_cos": (dims, cos[0]),
+        "resid_cos_trimmed": (dims, cos[1]),
         "resid_norm": (("prompt", "stream", "query"), norm),
         "resid_median": (("prompt", "stream"), median),
     }
     return found | {
         f"resid_top_{name}": (("prompt", "stream", "rank"), a) for name, a in top.items()
     }
+
+
+def _cosine(states, one):
+    with np.errstate(invalid="ignore"):  # a zero state has no direction
+        return states @ one / np.sqrt((states**2).sum(1) * (one**2).sum())
 
 
 def tokens(ids):

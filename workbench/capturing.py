@@ -33,14 +33,14 @@ from workbench.job import Job, settings_of, used_parameters
 from workbench.kernels.attention_stats import available_backends
 from workbench.legacy import returned_stats
 from workbench.models import Model, generate_ids
-from workbench.parameters import Parameters
+from workbench.parameters import Parameters, of_kernels
 from workbench.planning import Plan
 from workbench.probes import tables
 from workbench.provenance import Provenance, digest
 from workbench.record import Recorder
 from workbench.residual import ResidualRecorder
 from workbench.runs import RunWriter, concat, wide
-from workbench.schema import SCHEMA, expand_want
+from workbench.schema import SCHEMA, STREAM_GROUPS, expand_want
 from workbench.stats import ROLES, HeadStats
 from workbench.tap import check_seen, seen_tokens
 
@@ -161,7 +161,9 @@ def _provenance(job: Job, seconds: float) -> Provenance:
     if job.settings["positions"] is not None:
         notes.append("column statistics sum over the recorded query rows only")
     if job.generate:
-        notes.append("residual extremes are those of the prompt; decoding steps add norms only")
+        notes.append(
+            "residual extremes are those of the prompt; decoding steps add norms and directions"
+        )
     if any(site.sink_logit for site in job.sites):
         notes.append(
             "a learned sink logit takes part of every row: masses are with it, rows sum to one "
@@ -252,21 +254,21 @@ def record(
     keep_qk: bool = False,
 ) -> tuple[Any, Any, dict[str, np.ndarray]]:
     """Run one batch under the tap: (dataset, token table, kept arrays)."""
+    parameters = parameters or {}
     recorder = Recorder(
         model.net,
         kind,
         want,
         batch.rows,
-        parameters=parameters,
+        parameters=of_kernels(parameters),
         pattern_heads=pattern_heads,
         keep_qk=keep_qk,
     )
-    residual_wanted = [w for w in want if SCHEMA[w].group == "residual"]
+    of_stream = tuple(w for w in want if SCHEMA[w].group in STREAM_GROUPS)
     residual = None
-    if residual_wanted and kind != "cross":
-        residual = ResidualRecorder(
-            model.net, model.spec, kind, extremes=residual_wanted != ["resid_norm"]
-        )
+    if of_stream and kind != "cross":
+        dims = parameters.get("sink_dims", ())
+        residual = ResidualRecorder(model.net, model.spec, kind, of_stream, dims)
     with (
         model.open_tap(recorder, lse_of=recorder.lse_of) as tap,
         residual.hooks(batch.spans) if residual else nullcontext(),

@@ -13,7 +13,7 @@ from torch import nn
 
 from workbench.calls import Call
 from workbench.errors import CaptureError
-from workbench.schema import SAME_AXIS, SCHEMA
+from workbench.schema import SAME_AXIS, SCHEMA, STREAM_GROUPS
 
 if TYPE_CHECKING:
     from workbench.models import Model
@@ -68,7 +68,7 @@ def _reason(name: str, kind: str) -> str:
         return f"positions of the {kind} tower have no roles"
     if name in ("vo_norm", "result_norm"):
         return f"no output projection was found in the {kind} tower"
-    if SCHEMA[name].group == "residual":
+    if SCHEMA[name].group in STREAM_GROUPS:
         return f"the {kind} tower has no single stack of blocks"
     return f"the {kind} tower does not have it"
 

@@ -153,7 +153,9 @@ class Job:
 
 def sweeps_of(want: tuple[str, ...], parameters: dict[str, Any], lse: bool) -> tuple[str, ...]:
     """The sweeps over the map that the kernels need for `want`."""
-    return passes(kernel_want(want), lse=lse, horizon=parameters.get("horizon"))
+    found = passes(kernel_want(want), lse=lse, horizon=parameters.get("horizon"))
+    # The margins look at scores, not at weights: a sweep of their own.
+    return (*found, "rows") if "sink_margin" in want else found
 
 
 def used_parameters(parameters: object, want: tuple[str, ...]) -> dict[str, Any]:

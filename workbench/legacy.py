@@ -18,6 +18,7 @@ from workbench.columns import with_mean
 from workbench.encode import Encoded, roles_of, token_texts
 from workbench.guards import require_any
 from workbench.kernels.attention_stats import stats_from_pattern
+from workbench.parameters import of_kernels
 from workbench.provenance import Provenance
 from workbench.schema import SCHEMA, kernel_want
 from workbench.stats import HeadStats, dim_labels, label
@@ -101,7 +102,7 @@ def _dataset(
             key_ids=ids,
             key_segments=segments,
             n_segments=len(roles),
-            **parameters,
+            **of_kernels(parameters),
         )
         for name, value in values.items():
             found.setdefault(name, []).append(np.asarray(value, dtype=np.float32)[0])

@@ -23,6 +23,8 @@ class Parameters:
     horizon: (low, high) tokens after a key, both included, high None for the end (fai).
     topk: keys kept per row (top_keys, top_probs).
     pool: tokens along the side of a block (block_mass, block_max).
+    sink_dims: dimensions of the residual stream that sink tokens write (resid_phi); they differ
+        from model to model, `probes.find_sink_dims` searches for them.
     """
 
     waad_window: int = 10
@@ -30,6 +32,7 @@ class Parameters:
     horizon: tuple[int, int | None] = (10, 50)
     topk: int = 8
     pool: int = 64
+    sink_dims: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("waad_window", "local_window", "topk", "pool"):
@@ -44,6 +47,13 @@ class Parameters:
                 "give one, or high None for the end of the text."
             )
         object.__setattr__(self, "horizon", tuple(pair))
+        dims = self.sink_dims
+        if not isinstance(dims, (tuple, list)) or not all(_whole(dim) for dim in dims):
+            raise WorkbenchError(
+                f"sink_dims={dims!r} is no list of dimensions of the residual stream; give some, "
+                "such as (1415, 2533)."
+            )
+        object.__setattr__(self, "sink_dims", tuple(dims))
 
     def used(self, want: Sequence[str]) -> dict[str, Any]:
         """Those that `want` is defined with, by name.
@@ -62,7 +72,21 @@ class Parameters:
                     f"{field.name}={value!r} is given, but nothing in want is defined with it; add "
                     f"{' or '.join(users)}, or leave it out."
                 )
+        if "sink_dims" in needed and not self.sink_dims:
+            raise WorkbenchError(
+                "resid_phi needs the dimensions that sink tokens write; give "
+                "wb.Parameters(sink_dims=...), found by probes.find_sink_dims or named by a paper."
+            )
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name in needed}
+
+
+def of_kernels(used: dict[str, Any]) -> dict[str, Any]:
+    """Those of `Parameters.used` that are arguments of the kernels.
+
+    >>> of_kernels({"pool": 32, "sink_dims": (7,)})
+    {'pool': 32}
+    """
+    return {name: value for name, value in used.items() if name != "sink_dims"}
 
 
 def _whole(value: object, least: int = 0) -> bool:
@@ -70,7 +94,8 @@ def _whole(value: object, least: int = 0) -> bool:
 
 
 def parse_parameters(texts: Sequence[str]) -> Parameters:
-    """`NAME=NUMBER`, and `horizon=LOW:HIGH` or `LOW:` for the end, as the command line has them.
+    """`NAME=NUMBER`, `horizon=LOW:HIGH` or `LOW:` for the end, and `sink_dims=A,B`, as the command
+    line has them.
 
     >>> parse_parameters(["pool=32", "horizon=0:"]).horizon
     (0, None)
@@ -85,9 +110,9 @@ def parse_parameters(texts: Sequence[str]) -> Parameters:
                 f"{', '.join(known)}."
             )
         try:
-            given[name] = _range(value) if name == "horizon" else int(value)
+            given[name] = _READ.get(name, int)(value)
         except ValueError:
-            example = "horizon=10:50" if name == "horizon" else f"{name}=16"
+            example = f"{name}={_EXAMPLES.get(name, '16')}"
             raise WorkbenchError(
                 f"parameter {text!r} holds no number; write it as {example}."
             ) from None
@@ -99,3 +124,11 @@ def _range(text: str) -> tuple[int, int | None]:
     if not colon:
         raise ValueError(text)
     return int(low), int(high) if high else None
+
+
+def _several(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+_READ = {"horizon": _range, "sink_dims": _several}
+_EXAMPLES = {"horizon": "10:50", "sink_dims": "1415,2533"}

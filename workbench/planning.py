@@ -155,6 +155,7 @@ def result_bytes(spec: Spec, kind: str, request: Request, length: int) -> int:
         "role": request.n_roles,
         "stream": spec.n_layers(kind) + 1,
         "rank": 3,
+        "candidate": 3,
         "top": request.parameters.get("topk", 0),
         **{dim: extent(dim, length, pool) for dim in EXTENTS},
         "pattern_head": request.n_patterns,

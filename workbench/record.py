@@ -18,6 +18,7 @@ from workbench.chunks import Chunk, Rows
 from workbench.columns import Columns, Maps
 from workbench.errors import CaptureError
 from workbench.kernels.attention_stats import BLOCK_STATS, ROW_STATS
+from workbench.margins import sink_margin
 from workbench.measuring import Asked, head_pattern, measure, place
 from workbench.norms import ROW_NORMS, Norms
 from workbench.schema import kernel_want
@@ -50,6 +51,7 @@ class Recorder:
         self.asked = Asked(kind, kernel_want(want), parameters or {}, backend)
         self.pattern_heads = pattern_heads
         self.keep_qk = keep_qk
+        self.margins = "sink_margin" in want
         self.norms = Norms(net, want)
         self.chunks: dict[str, list[Chunk]] = {}
         self.patterns: dict[tuple[int, int], list[tuple[int, int, np.ndarray]]] = {}
@@ -78,6 +80,7 @@ class Recorder:
         self._check_apart(call, chunk)
         self._statistics(call, chunk)
         self._norms(call, chunk)
+        self._margins(call, chunk)
         self.columns.setdefault(name, Columns()).add(k0, chunk.keys)
         pool = self.asked.parameters.get("pool")
         self.maps.setdefault(name, Maps()).add(q0, k0, chunk.maps, pool)
@@ -159,6 +162,14 @@ class Recorder:
                 # Rows that are not recorded have no norm either: means must cover the same rows.
                 array = np.where(self._recorded(chunk)[:, None, :], array, np.float32(np.nan))
             (chunk.rows if name in ROW_NORMS else chunk.keys)[name] = array
+
+    def _margins(self, call: Call, chunk: Chunk) -> None:
+        if self.margins and self.kind != "cross":
+            terms = place(call, chunk, self.rows, self.asked)
+            array = sink_margin(call, terms).float().cpu().numpy()
+            chunk.rows["sink_margin"] = np.where(
+                self._recorded(chunk)[:, None, :], array, np.float32(np.nan)
+            )
 
     def _recorded(self, chunk: Chunk) -> np.ndarray:
         """Mask [row, query] of the queries of a call that are recorded."""

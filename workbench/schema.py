@@ -4,7 +4,8 @@ This table is the only list of statistics: capture plans from it, `HeadStats` va
 the app labels its axes from it, the docs print it.  Dims are the words of the field: `prompt,
 layer, head, query, key`; `role` for token roles and named segments; `stream` for the residual
 stream (0 is the embedding, l + 1 the output of layer l); `rank` for the few largest activations;
-`top` for the keys of largest weight; `distance_bin`, `query_block` and `key_block` for bins and
+`candidate` for the first positions of a prompt, one of which is its primary sink; `top` for the
+keys of largest weight; `distance_bin`, `query_block` and `key_block` for bins and
 blocks, labelled by the distance or position they begin with.
 """
 
@@ -17,6 +18,7 @@ from workbench.errors import SchemaError
 
 ROW = ("prompt", "layer", "head", "query")
 KEY = ("prompt", "layer", "head", "key")
+COSINE = ("prompt", "stream", "candidate", "query")
 BLOCKS = ("prompt", "layer", "head", "query_block", "key_block")
 # Dims whose size follows from the length of the text, see `extent`.
 EXTENTS = ("distance_bin", "query_block", "key_block")
@@ -29,9 +31,9 @@ class Variable:
 
     `group` says which work it needs: "rows", "roles", "columns" (from q and k, through the
     kernels), "norms" (of q, k, v, z and their images under W_O), "residual" (hooks on blocks).
-    Only when asked for: "spread", "values", "rhythm", "top", "blocks" (through the kernels as well)
-    and "pattern" (full maps, only for named heads). `parameter` is the field of
-    `workbench.parameters.Parameters` that the statistic is defined with.
+    Only when asked for: "spread", "values", "rhythm", "top", "blocks", "margins" (through the
+    kernels as well), "phi" (hooks on blocks) and "pattern" (full maps, only for named heads).
+    `parameter` is the field of `workbench.parameters.Parameters` it is defined with.
     """
 
     name: str
@@ -185,6 +187,42 @@ _VARIABLES = (
         "residual",
         "their token positions",
     ),
+    Variable(
+        "resid_cos",
+        COSINE,
+        "cosine",
+        -1,
+        1,
+        "residual",
+        "cosine of a token's residual stream with that of one of the first positions",
+    ),
+    Variable(
+        "resid_cos_trimmed",
+        COSINE,
+        "cosine",
+        -1,
+        1,
+        "residual",
+        "the same without the three dimensions in which the first position's is largest",
+    ),
+    Variable(
+        "resid_phi",
+        ("prompt", "stream", "query"),
+        "ratio to the RMS",
+        0,
+        INF,
+        "phi",
+        "largest |activation| in sink_dims over the root mean square of all dimensions",
+        "sink_dims",
+    ),
+    _row(
+        "sink_margin",
+        "nats",
+        -INF,
+        INF,
+        "score of the first key minus the mean of the other visible keys' but the query's own",
+        "margins",
+    ),
     _row(
         "participation",
         "probability",
@@ -294,13 +332,15 @@ SCHEMA: dict[str, Variable] = {v.name: v for v in _VARIABLES}
 GROUPS = tuple(dict.fromkeys(v.group for v in _VARIABLES))
 # The others cost time or space beyond these, or are defined with a parameter; patterns cost L^2.
 DEFAULT_GROUPS = ("rows", "roles", "columns", "norms", "residual")
+# Hooks on blocks.
+STREAM_GROUPS = ("residual", "phi")
 DEFAULT_WANT = tuple(v.name for v in _VARIABLES if v.group in DEFAULT_GROUPS)
 # What `kernels.attention_stats` computes from q and k.
 KERNEL_GROUPS = ("rows", "roles", "columns", "spread", "values", "rhythm", "top", "blocks")
 # Presume that queries and keys are positions of one text, which those of cross-attention are not.
 SAME_AXIS = frozenset(
     {"self_mass", "prev_mass", "first_mass", "distance", "distance_sq", "duplicate_mass",
-     "induction_mass", "waad", "local_mass", "fai", "distance_histogram"}
+     "induction_mass", "waad", "local_mass", "fai", "distance_histogram", "sink_margin"}
 )  # fmt: skip
 # What a statistic of several calls of one site cannot be joined without, and what a row that sees
 # nothing is known by.

@@ -18,6 +18,8 @@ from workbench.parameters import parse_parameters
 from workbench.schema import DEFAULT_WANT, SCHEMA, expand_want
 
 GROUPS = ["spread", "values", "rhythm", "top", "blocks"]
+# Parameters of statistics that do not come from the kernels' weights.
+OTHERS = {"sink_dims": "resid_phi"}
 SET = wb.Parameters(waad_window=3, local_window=2, horizon=(1, 4), topk=3, pool=4)
 TEXT = [int(i) for i in np.random.default_rng(0).integers(1, 99, 23)]
 PROMPTS = [TEXT, TEXT[:9], TEXT[3:]]
@@ -165,10 +167,11 @@ def test_towers_whose_rows_are_no_text() -> None:
 
 
 def test_default_is_as_before_and_every_parameter_is_one_the_kernels_need() -> None:
-    optional = expand_want([*GROUPS, "pattern"])
+    optional = expand_want([*GROUPS, "margins", "phi", "pattern"])
     assert set(DEFAULT_WANT) == set(SCHEMA) - set(optional)
     for name, variable in SCHEMA.items():
         needed = set(NEEDS.get(name, ())) & set(vars(wb.Parameters()))
+        needed |= {parameter for parameter, user in OTHERS.items() if user == name}
         assert needed == ({variable.parameter} if variable.parameter else set()), name
 
 
@@ -223,7 +226,8 @@ def test_parameters_are_stored_and_belong_to_the_run(tmp_path) -> None:
         run(wb.Parameters(pool=5))
     stats = run(SET)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert manifest["settings"]["parameters"] == {**vars(SET), "horizon": [1, 4]}
+    used = {name: value for name, value in vars(SET).items() if name not in OTHERS}
+    assert manifest["settings"]["parameters"] == {**used, "horizon": [1, 4]}
     fresh = wb.capture(model, PROMPTS, want=GROUPS, parameters=SET)
     opened = wb.open_run(tmp_path / "run").stats
     for name in expand_want(GROUPS):
