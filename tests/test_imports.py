@@ -13,7 +13,7 @@ import workbench
 HEAVY = ("dash", "numpy", "pandas", "plotly", "scipy", "sklearn", "torch", "transformers", "xarray")
 CORE = {
     "errors", "heads", "interventions", "names", "probing", "prompts", "provenance", "runfiles",
-    "runs", "schema", "spec", "stats", "tensorfile",
+    "runs", "schema", "spec", "stats", "stream_edits", "tensorfile",
 }  # fmt: skip
 MODELS = ("sae_lens", "torch", "transformer_lens", "transformers", "triton")
 

@@ -18,7 +18,7 @@ MAX_FILE, MAX_FUNCTION = 400, 60
 # Core values: what travels between the parts. No torch in them.
 CORE = {
     "errors", "heads", "interventions", "names", "planning", "probing", "prompts", "provenance",
-    "runfiles", "runs", "schema", "spec", "stats", "tensorfile",
+    "runfiles", "runs", "schema", "spec", "stats", "stream_edits", "tensorfile",
 }  # fmt: skip
 # What stands on top of everything. Every other module of workbench/ belongs to "models".
 TOP = {

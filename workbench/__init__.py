@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from workbench.prompts import Prompt as Prompt
     from workbench.runs import open_run as open_run
     from workbench.stats import HeadStats as HeadStats
+    from workbench.stream_edits import StreamEdit as StreamEdit
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ __all__ = [
     "Parameters",
     "Prompt",
     "SchemaError",
+    "StreamEdit",
     "WorkbenchError",
     "__version__",
     "capture",
@@ -61,6 +63,7 @@ _PUBLIC = {
     "Parameters": ("workbench.parameters", "Parameters"),
     "Prompt": ("workbench.prompts", "Prompt"),
     "SchemaError": ("workbench.errors", "SchemaError"),
+    "StreamEdit": ("workbench.stream_edits", "StreamEdit"),
     "WorkbenchError": ("workbench.errors", "WorkbenchError"),
     "capture": ("workbench.capturing", "capture"),
     "intervening": ("workbench.intervene", "intervening"),

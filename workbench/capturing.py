@@ -164,7 +164,8 @@ def _provenance(job: Job, seconds: float) -> Provenance:
         notes.append(
             "residual extremes are those of the prompt; decoding steps add norms and directions"
         )
-    if any(site.sink_logit for site in job.sites):
+    null = [i for i in _interventions(job.model) if i.get("how") == "null_logit"]
+    if null or any(site.sink_logit for site in job.sites):
         notes.append(
             "a learned sink logit takes part of every row: masses are with it, rows sum to one "
             "minus null_mass"

@@ -4,9 +4,10 @@ Inside the block every forward pass and every step of a generation runs changed;
 an exception, nothing is left behind.  Nested blocks compose in the order they were opened.  What an
 intervention names is checked against the model before anything runs.
 
-Edits of where a head looks become an additive mask given to the model's own backend; edits of what
-it writes change z, its output before W_O.  Neutral interventions are recognised and skip both, so
-the logits stay bit for bit the same.
+Edits of scores become an additive mask given to the model's own backend, and act before the others;
+edits of the pattern and of what a head writes change z, its output before W_O, in the order written
+(`workbench.intervene_patterns`); edits of the stream are hooks (`workbench.intervene_stream`).
+Neutral ones are recognised and skipped, so the logits stay bit for bit the same.
 """
 
 from __future__ import annotations
@@ -22,16 +23,14 @@ import torch
 from workbench.calls import Call
 from workbench.errors import WorkbenchError
 from workbench.heads import KINDS, Head, parse_heads
-from workbench.interventions import (
-    OUTPUT_EDITS,
-    PATTERN_EDITS,
-    SCORE_EDITS,
-    Intervention,
-)
-from workbench.measuring import head_pattern
-from workbench.positions import by_position, rows_of, whole_pattern
+from workbench.intervene_patterns import add_null_logit, redistribute, write_pattern
+from workbench.intervene_stream import stream_edited
+from workbench.interventions import OUTPUT_EDITS, PATTERN_EDITS, SCORE_EDITS, Intervention
+from workbench.positions import by_position, rows_of
 from workbench.prompts import as_prompts
 from workbench.spec import AttentionSite
+from workbench.stream_edits import StreamEdit
+from workbench.streaming import StreamingCache
 
 if TYPE_CHECKING:
     from workbench.models import Model
@@ -53,6 +52,10 @@ class _Active:
                 f"load the model with attention='sdpa'."
             )
         self._check_value(model)
+        self.cache = None
+        if intervention.how == "streaming":
+            sites = {head: _site_of(model, head) for head in self.heads}
+            self.cache = StreamingCache(model, intervention, sites)
 
     def _check_value(self, model: Model) -> None:
         value = self.what.value
@@ -115,18 +118,21 @@ def _kind_of(selector: str, model: Model) -> str:
 
 
 class Interventions:
-    """The editor a tap calls: all interventions of one `intervening` block, in order."""
+    """The editor a tap calls: all interventions of one `intervening` block, in order; edits of the
+    stream are `stream`."""
 
-    def __init__(self, model: Model, interventions: Iterable[Intervention]) -> None:
+    def __init__(self, model: Model, interventions: Iterable[Intervention | StreamEdit]) -> None:
         self.model = model
-        self.all = [_Active(model, i) for i in interventions]
-        self.active = [a for a in self.all if not a.what.neutral]
+        self.all = list(interventions)
+        heads = [_Active(model, i) for i in self.all if isinstance(i, Intervention)]
+        self.active = [a for a in heads if not a.what.neutral]
+        self.stream = [i for i in self.all if isinstance(i, StreamEdit)]
         self._json: list[dict] | None = None
 
     def to_json(self) -> list[dict]:
         # Written into the provenance of every part of a run; large values make it slow.
         if self._json is None:
-            self._json = [a.what.to_json() for a in self.all]
+            self._json = [i.to_json() for i in self.all]
         return self._json
 
     def touches(self, site: AttentionSite) -> bool:
@@ -136,28 +142,36 @@ class Interventions:
         """The additive mask [row, head, query, key] with edges blocked and logits added, or `mask`
         untouched."""
         edits = [a for a in self.active if a.what.how in SCORE_EDITS and _key(call) in a.at]
+        edits = [a for a in edits if a.cache is None or a.cache.acts(call)]
         if not edits:
             return mask
         if mask is not None and mask.dtype != torch.bool and mask.dim() == 4:
             additive = mask.expand(call.q.shape[0], call.q.shape[1], -1, -1).clone()
         else:
             additive = _additive(call)
-        low = torch.finfo(additive.dtype).min
         for edit in edits:
-            queries = rows_of(self.model, call, edit.what.queries, along="query")
-            keys = rows_of(self.model, call, edit.what.keys, along="key")
-            edges = queries[:, :, None] & keys[:, None, :]
-            if edit.what.how == "keep_keys":
-                edges = ~keys[:, None, :].expand_as(edges)
-            for _, head in edit.at[_key(call)]:
-                if edit.what.how == "add_logits":
-                    seen = additive[:, head] > low / 2
-                    additive[:, head] = torch.where(
-                        edges & seen, additive[:, head] + edit.what.factor, additive[:, head]
-                    )
-                else:
-                    additive[:, head] = additive[:, head].masked_fill(edges, low)
+            heads = [head for _, head in edit.at[_key(call)]]
+            if edit.cache is not None:
+                edit.cache.write(call, additive, heads)
+            else:
+                self._write_edges(call, additive, edit.what, heads)
         return additive
+
+    def _write_edges(
+        self, call: Call, additive: torch.Tensor, what: Intervention, heads: list[int]
+    ) -> None:
+        low = torch.finfo(additive.dtype).min
+        queries = rows_of(self.model, call, what.queries, along="query")
+        keys = rows_of(self.model, call, what.keys, along="key")
+        edges = queries[:, :, None] & keys[:, None, :]
+        if what.how == "keep_keys":
+            edges = ~keys[:, None, :].expand_as(edges)
+        for head in heads:
+            own = additive[:, head]
+            if what.how == "add_logits":
+                additive[:, head] = torch.where(edges & (own > low / 2), own + what.factor, own)
+            else:
+                additive[:, head] = own.masked_fill(edges, low)
 
     def edit_output(self, call: Call) -> torch.Tensor:
         """z [row, query, head, d_value] after output and pattern edits; rows left without any key
@@ -167,12 +181,15 @@ class Interventions:
             pairs = edit.at.get(_key(call))
             if not pairs:
                 continue
+            heads = [head for _, head in pairs]
             if edit.what.how in SCORE_EDITS:
-                z = _silence_blind_rows(call, z, [head for _, head in pairs])
-            elif edit.what.how in PATTERN_EDITS:
-                z = self._write_patterns(call, z, edit, pairs)
+                z = _silence_blind_rows(call, z, heads)
             elif edit.what.how in OUTPUT_EDITS:
                 z = self._write_outputs(call, z, edit, pairs)
+            elif edit.what.how == "null_logit":
+                z = add_null_logit(call, z, edit.what.factor, heads)
+            else:
+                z = self._write_patterns(call, z, edit, pairs)
         return z
 
     def _write_outputs(
@@ -203,19 +220,12 @@ class Interventions:
     def _write_patterns(
         self, call: Call, z: torch.Tensor, edit: _Active, pairs: list[tuple[int, int]]
     ) -> torch.Tensor:
-        z = z.clone()
-        rows = rows_of(self.model, call, edit.what.queries, along="query")[..., None]
-        groups = call.site.n_heads // call.site.n_kv_heads
-        value = torch.as_tensor(np.array(edit.what.value)).to(call.q.device)
         for i, head in pairs:
-            given = value if value.dim() == 2 else value[i if value.shape[0] > 1 else 0]
-            own = call.patterns.get(head)
-            own = head_pattern(call, head, call.terms) if own is None else own
-            whole = whole_pattern(call, given.to(own), str(edit.heads[i]))
-            new = torch.where(rows, whole, own)
-            call.patterns[head] = new
-            out = new.to(call.v.dtype) @ call.v[:, head // groups]
-            z[:, :, head] = torch.where(rows, out, z[:, :, head])
+            label = str(edit.heads[i])
+            if edit.what.how == "pattern":
+                z = write_pattern(self.model, call, z, edit.what, i, head, label)
+            else:
+                z = redistribute(self.model, call, z, edit.what, head, label)
         return z
 
 
@@ -241,6 +251,9 @@ def _additive(call: Call) -> torch.Tensor:
 
 def _silence_blind_rows(call: Call, z: torch.Tensor, heads: list[int]) -> torch.Tensor:
     """A row with every key blocked would come out of a softmax uniform; it must write nothing."""
+    if "mask" not in call.terms:
+        # Nothing was taken away in this call.
+        return z
     visible = call.terms["mask"].any(dim=-1)
     visible = visible.expand(call.q.shape[0], call.q.shape[1], -1)
     blind = ~visible[:, heads]
@@ -256,7 +269,7 @@ def _silence_blind_rows(call: Call, z: torch.Tensor, heads: list[int]) -> torch.
 
 @contextmanager
 def intervening(
-    model: Model, interventions: Intervention | Iterable[Intervention]
+    model: Model, interventions: Intervention | StreamEdit | Iterable[Intervention | StreamEdit]
 ) -> Iterator[Model]:
     """Run the model changed inside the block: forward passes, captures and cached generation alike.
 
@@ -264,17 +277,24 @@ def intervening(
     `WorkbenchError` before anything runs when one does not fit the model, `CaptureError` for models
     that cannot be tapped.
     """
-    many = [interventions] if isinstance(interventions, Intervention) else list(interventions)
-    wrong = [i for i in many if not isinstance(i, Intervention)]
+    alone = isinstance(interventions, (Intervention, StreamEdit))
+    many = [interventions] if alone else list(interventions)  # type: ignore[arg-type]
+    wrong = [i for i in many if not isinstance(i, (Intervention, StreamEdit))]
     if wrong:
         raise WorkbenchError(
-            f"intervening takes Interventions, got {type(wrong[0]).__name__}; see wb.Intervention."
+            f"intervening takes Interventions and StreamEdits, got {type(wrong[0]).__name__}; see "
+            "wb.Intervention and wb.StreamEdit."
         )
     if model.verified is None:
         # Proved before anything is changed: inside the block every pass is tapped already.
         model.verify()
     editor = Interventions(model, many)
-    with model.open_tap(editor=editor):
+
+    def is_open() -> bool:
+        # Whoever sets the editors aside for a while means the model as it is.
+        return editor in model.tap.editors
+
+    with model.open_tap(editor=editor), stream_edited(model, editor.stream, is_open):
         yield model
 
 

@@ -8,12 +8,13 @@ belongs to (`workbench.tap.Forward`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from workbench.calls import Axis, Call
+from workbench.calls import Axis, Call, Forward
 from workbench.encode import roles_of
 from workbench.errors import WorkbenchError
 from workbench.interventions import Positions
@@ -67,29 +68,88 @@ def choose(positions: object, roles: np.ndarray, segments: dict[str, np.ndarray]
 
 def axis_of(call: Call, along: str) -> Axis | None:
     """The positions a call's queries or keys lie on, where this tower's ids are known."""
-    if call.site.kind == "text" or (call.site.kind == "cross" and along == "query"):
-        return call.forward.own
-    return call.forward.encoder if call.site.kind in ("encoder", "cross") else None
+    return _axis(call.site.kind, call.forward, along)
+
+
+def _axis(kind: str, forward: Forward, along: str) -> Axis | None:
+    if kind == "text" or (kind == "cross" and along == "query"):
+        return forward.own
+    return forward.encoder if kind in ("encoder", "cross") else None
 
 
 def rows_of(model: Model, call: Call, at: Positions, along: str) -> torch.Tensor:
     """Mask [row, position] of the queries or keys of this call that `at` names."""
-    n_rows = call.q.shape[0]
-    n = call.q.shape[2] if along == "query" else call.k.shape[2]
+    shape = (call.q.shape[0], call.q.shape[2] if along == "query" else call.k.shape[2])
+    place = _Place(call.site.kind, along, shape, start_of(call, along))
+    return _mask(model, call.forward, place, at).to(call.q.device)
+
+
+def stream_rows(
+    model: Model, kind: str, at: Positions, shape: tuple[int, int], forward: Forward
+) -> torch.Tensor:
+    """Mask [row, position] of the positions of a tower's stream that `at` names, in a pass of
+    `shape` = (rows, positions)."""
+    start = forward.start if kind in ("text", "cross") else 0
+    return _mask(model, forward, _Place(kind, "query", shape, start), at)
+
+
+def n_rows_of(kind: str, forward: Forward, at: Positions) -> int:
+    """Number of rows of a pass whose stream comes without them, [row * position, d_model]."""
+    known = _axis(kind, forward, "query")
+    if known is not None:
+        return len(known.spans)
+    if at is not None and kind in ("text", "encoder", "cross"):
+        raise WorkbenchError(
+            f"positions {at!r} cannot be placed: the ids of this {kind} pass are not known, and "
+            "its stream does not say where a row ends; give input_ids."
+        )
+    return 1
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where positions lie: queries or keys of a tower, how many rows and positions of them, from
+    which absolute one on."""
+
+    kind: str
+    along: str
+    shape: tuple[int, int]
+    start: int
+
+
+def _mask(model: Model, forward: Forward, place: _Place, at: Positions) -> torch.Tensor:
+    n_rows, n = place.shape
     if at is None:
-        return torch.ones(n_rows, n, dtype=torch.bool, device=call.q.device)
-    known = axis_of(call, along)
+        return torch.ones(n_rows, n, dtype=torch.bool)
+    known = _axis(place.kind, forward, place.along)
     if known is not None and len(known.spans) != n_rows:
         known = None
     if known is None:
-        mask = np.stack([_indexed(model, at, n, n_rows, call)] * n_rows)
-        return torch.as_tensor(mask, device=call.q.device)
-    start = start_of(call, along)
+        return torch.as_tensor(np.stack([_indexed(model, forward, place, at)] * n_rows))
     mask = torch.zeros(n_rows, n, dtype=torch.bool)
     for row in range(n_rows):
-        part = _named(model, call, known, row, at)[start : start + n]
+        part = _named(model, forward, known, row, at)[place.start : place.start + n]
         mask[row, : len(part)] = torch.as_tensor(part)
-    return mask.to(call.q.device)
+    return mask
+
+
+def counted(model: Model, call: Call, along: str) -> torch.Tensor:
+    """How many tokens into its prompt every query or key of a call lies, [row, position]; negative
+    in front of a prompt."""
+    n_rows, n = call.q.shape[0], (call.q if along == "query" else call.k).shape[2]
+    start, known = start_of(call, along), axis_of(call, along)
+    if known is not None and len(known.spans) != n_rows:
+        known = None
+    if known is None:
+        check_placeable(model, call.forward, call.site.kind, n_rows, "of a window")
+    at = torch.arange(start, start + n)
+    places = torch.full((n_rows, n), -1)
+    for row in range(n_rows):
+        spans = ((0, n),) if known is None else known.spans[row]
+        for begin, _ in spans:
+            # Up to the next prompt of the row, over padding and what was generated.
+            places[row] = torch.where(at >= begin, at - begin, places[row])
+    return places.to(call.q.device)
 
 
 def start_of(call: Call, along: str) -> int:
@@ -105,11 +165,11 @@ def start_of(call: Call, along: str) -> int:
     )
 
 
-def _named(model: Model, call: Call, known: Axis, row: int, at: Positions) -> np.ndarray:
+def _named(model: Model, forward: Forward, known: Axis, row: int, at: Positions) -> np.ndarray:
     """Mask over all positions of one row so far; indices count from each prompt's first token."""
     ids = known.ids[row].cpu().numpy()
     mask = np.zeros(len(ids), dtype=bool)
-    decoding = known is call.forward.own and call.forward.start > 0
+    decoding = known is forward.own and forward.start > 0
     for begin, end in known.spans[row]:
         # What lies after a prompt is padding, and in a decoding step what was generated.
         stop = len(ids) if decoding else end
@@ -119,11 +179,11 @@ def _named(model: Model, call: Call, known: Axis, row: int, at: Positions) -> np
         elif isinstance(at, str):
             masks = {
                 name: _padded(m[row].numpy(), len(ids))[begin:stop]
-                for name, m in call.forward.segments.items()
+                for name, m in forward.segments.items()
             }
             mask[begin:stop] |= choose(at, roles, masks)
         else:
-            growing = known is call.forward.own and call.forward.growing
+            growing = known is forward.own and forward.growing
             mask[begin:stop] |= _places(at or (), end - begin, stop - begin, growing)
     return mask
 
@@ -152,22 +212,27 @@ def _padded(mask: np.ndarray, n: int) -> np.ndarray:
     return full
 
 
-def _indexed(model: Model, at: Positions, n: int, n_rows: int, call: Call) -> np.ndarray:
+def _indexed(model: Model, forward: Forward, place: _Place, at: Positions) -> np.ndarray:
     """Positions of a tower whose ids are unknown: indices into what this call sees."""
-    kind = call.site.kind
+    kind, (n_rows, n) = place.kind, place.shape
     if isinstance(at, str) and at != "last":
         raise WorkbenchError(
             f"positions {at!r} are named by role, but the ids of this {kind} pass are not known; "
             "use indices, and give input_ids rather than embeddings."
         )
+    check_placeable(model, forward, kind, n_rows, at)
+    return choose(list(at) if isinstance(at, tuple) else at, np.array(["text"] * n), {})
+
+
+def check_placeable(model: Model, forward: Forward, kind: str, n_rows: int, at: object) -> None:
+    """Raise `WorkbenchError` where positions of a tower whose ids are unknown may be anywhere."""
     # Frames of audio and patches of images are never padded; encoded text may be.
     texts = kind in ("text", "encoder") or (kind == "cross" and "encoder" in model.spec.kinds)
-    if texts and (n_rows > 1 or (kind == "text" and call.forward.start > 0)):
+    if texts and (n_rows > 1 or (kind == "text" and forward.start > 0)):
         raise WorkbenchError(
             f"positions {at!r} cannot be placed: the ids of this {kind} pass are not known, and "
             "its rows may be padded; run one prompt at a time, with input_ids and no filled cache."
         )
-    return choose(list(at) if isinstance(at, tuple) else at, np.array(["text"] * n), {})
 
 
 def whole_pattern(call: Call, given: torch.Tensor, label: str) -> torch.Tensor:

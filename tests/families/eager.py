@@ -24,25 +24,27 @@ def _own_eager(module):
     raise AssertionError(f"{type(module).__name__} has no eager_attention_forward")
 
 
-def _without_key(out, weights, value, head: int, key: int):
-    """Softmax without a logit is the old one over what is left, a learned sink included."""
-    weights = weights.clone()
-    null = 1 - weights[:, head].sum(-1, keepdim=True)
-    null = torch.where(null > 1e-4, null, 0)  # without a sink it is rounding
-    weights[:, head, :, key] = 0
-    # Summed rather than one minus the key: that would cancel where the key took nearly all.
-    weights[:, head] = weights[:, head] / (weights[:, head].sum(-1, keepdim=True) + null)
-    kv_head = head // (weights.shape[1] // value.shape[1])
-    out = out.clone()
-    out[:, :, head] = weights[:, head] @ value[:, kv_head]
-    return out, weights
+def without_key(head: int, key: int):
+    """Takes one key from one head: its weight goes, the row is rescaled."""
+
+    def change(weights):
+        # Softmax without a logit is the old one over what is left, a learned sink included.
+        weights = weights.clone()
+        null = 1 - weights[:, head].sum(-1, keepdim=True)
+        null = torch.where(null > 1e-4, null, 0)  # without a sink it is rounding
+        weights[:, head, :, key] = 0
+        # Summed rather than one minus the key: that would cancel where the key took nearly all.
+        weights[:, head] = weights[:, head] / (weights[:, head].sum(-1, keepdim=True) + null)
+        return weights
+
+    return change
 
 
 @contextmanager
-def observed(net, dropped: tuple[str, int, int] | None = None):
+def observed(net, changed: dict | None = None):
     """Inside, attention runs eagerly and maps are kept: module name -> list of [B, H, Q, K].
 
-    `dropped` = (site, head, key) takes one key from one head: its weight goes, the row is rescaled.
+    `changed` maps the name of a site to a function of its weights [B, H, Q, K]; the output follows.
     """
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, eager_mask
@@ -56,8 +58,10 @@ def observed(net, dropped: tuple[str, int, int] | None = None):
         out, weights = _own_eager(module)(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-        if dropped is not None and names[id(module)] == dropped[0]:
-            out, weights = _without_key(out, weights, value, *dropped[1:])
+        if changed and names[id(module)] in changed:
+            weights = changed[names[id(module)]](weights)
+            groups = weights.shape[1] // value.shape[1]
+            out = (weights @ value.repeat_interleave(groups, dim=1)).transpose(1, 2)
         maps[names[id(module)]].append(weights.detach().double().numpy())
         return out, weights
 
