@@ -13,6 +13,12 @@ from __future__ import annotations
 import pandas as pd
 
 from workbench.errors import WorkbenchError
+from workbench.probes.domains import (
+    activity_contrast,
+    domain_contrast,
+    domain_sink_rate,
+    token_activity,
+)
 from workbench.probes.dormant import (
     dormant_disagreement,
     dormant_score_mass,
@@ -32,45 +38,79 @@ from workbench.probes.induction import (
     induction_head_score,
     previous_token_score,
 )
+from workbench.probes.margin import margin_by_token, margin_concentration, sink_logit_margin
+from workbench.probes.null_mass import null_sink_mass
 from workbench.probes.residual import massive_activations, residual_peak
+from workbench.probes.secondary import (
+    primary_sink,
+    primary_weakening,
+    same_token_control,
+    secondary_sinks,
+    sink_levels,
+)
 from workbench.probes.sinks import (
     Share,
     attention_share,
+    entropy_detector,
     first_token_alpha,
     first_token_sink_rate,
     sink_mass,
     sink_positions,
+)
+from workbench.probes.visual import (
+    check_sink_dims,
+    find_sink_dims,
+    register_outliers,
+    visual_sinks,
 )
 from workbench.probing import COLUMNS, PROBES, Probe
 from workbench.stats import HeadStats
 
 __all__ = [
     "Share",
+    "activity_contrast",
     "all_probes",
     "attention_share",
+    "check_sink_dims",
+    "domain_contrast",
+    "domain_sink_rate",
     "dormant_disagreement",
     "dormant_score_mass",
     "dormant_score_output",
     "duplicate_token_score",
+    "entropy_detector",
     "find",
+    "find_sink_dims",
     "first_token_alpha",
     "first_token_sink_rate",
     "heads_table",
     "induction_head_score",
     "induction_score",
+    "margin_by_token",
+    "margin_concentration",
     "massive_activations",
+    "null_sink_mass",
     "pattern_entropy",
     "prev_token_score",
     "previous_token_score",
+    "primary_sink",
+    "primary_weakening",
     "qk_distance",
     "qk_distance_variance",
+    "register_outliers",
     "residual_peak",
+    "same_token_control",
+    "secondary_sinks",
     "self_attention_score",
+    "sink_levels",
+    "sink_logit_margin",
     "sink_mass",
     "sink_positions",
     "summary",
     "tables",
+    "token_activity",
     "value_drain",
+    "visual_sinks",
 ]
 
 

@@ -4,7 +4,8 @@ A head that puts its attention on a sink writes little if the sink's value is sm
 ("active-dormant", Guo et al. 2024, arXiv 2410.13835).  Sandoval-Segura et al. (arXiv 2504.03889)
 find the norm of the head's output the more reliable score: attention alone misses heads that look
 at several small values, and accuses heads whose sink has a large value.  Hence both scores and the
-list of disagreements.
+list of disagreements.  A learned sink logit takes part of a row before it is on any key: masses are
+"with" that null mass, and outputs are what the head writes with it (`table.attrs["null_mass"]`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from workbench.probes import uniform
+from workbench.probes import null_mass, uniform
 from workbench.probes.pooling import against_others, counted_rows, mean_rows, pool_prompts
 from workbench.probes.sinks import MIN_QUERIES
 from workbench.probing import head_table, pooled, probe
@@ -32,20 +33,24 @@ _INF = float("inf")
     null="uniform attention over the visible keys: its own best column",
     paper="Guo et al. 2024, arXiv 2410.13835 (column mass m_j)",
 )
-def dormant_score_mass(stats: HeadStats) -> pd.DataFrame:
+def dormant_score_mass(stats: HeadStats, *, renormalised: bool = False) -> pd.DataFrame:
     """Best sink column: mean over prompts of max_k key_mean[k]; probability, 0..1, high = dormant.
 
     key_mean[k] is the mean weight on key k over the queries that see it; keys seen by fewer than 8
     queries do not compete, and a prompt without any other key does not count (NaN for a whole layer
     whose window is narrower than that).  The best column rather than the first, since an encoder
     may park on [SEP] and a decoder on its first full stop; the weight on the first token alone is
-    `sink_mass`.  With the null mass.
+    `sink_mass`.  `renormalised` is refused where there is a null mass.
     """
+    if renormalised:
+        null_mass.refuse_column_sums(stats, "dormant_score_mass")
     count = stats["key_count"]
     enough = count >= MIN_QUERIES
     value = _best(stats["key_mean"].astype("float64").where(enough))
     control = uniform.columns(stats, count.sizes["key"]) / count.where(enough)
-    return pool_prompts(stats, value, _best(control))
+    table = pool_prompts(stats, value, _best(control))
+    table.attrs["null_mass"] = null_mass.said(renormalised)
+    return table
 
 
 def _best(columns: xr.DataArray) -> xr.DataArray:
@@ -61,6 +66,7 @@ def _best(columns: xr.DataArray) -> xr.DataArray:
     counts="queries",
     null="exchanging heads within the layer: the mean over all exchanges is exactly 1",
     paper=_HONOR,
+    direction="low",
 )
 def dormant_score_output(stats: HeadStats) -> pd.DataFrame:
     """Head output norm over its layer's mean: mean_q ||W_O z_q|| / mean over heads; low = dormant.
@@ -76,9 +82,11 @@ def dormant_score_output(stats: HeadStats) -> pd.DataFrame:
     mean, _ = pooled(each, weight)
     _, sd = pooled(_over_layer(each), weight)
     ratio = _over_layer(mean)
-    return head_table(
+    table = head_table(
         stats, ratio, sd, weight.sum("prompt"), xr.ones_like(ratio).where(ratio.notnull())
     )
+    table.attrs["null_mass"] = null_mass.WITH
+    return table
 
 
 def _over_layer(norm: xr.DataArray) -> xr.DataArray:
@@ -111,6 +119,7 @@ def dormant_disagreement(
         by_mass_only=int((by_mass & ~by_output).sum()),
         by_output_only=int((by_output & ~by_mass).sum()),
         neither=int((known & ~by_mass & ~by_output).sum()),
+        null_mass=null_mass.WITH,
     )
     return table.loc[by_mass != by_output].reset_index(drop=True)
 
@@ -123,6 +132,7 @@ def dormant_disagreement(
     counts="prompts",
     null="every other position in turn in the place of the sink, averaged (about 1)",
     paper="Guo et al. 2024, arXiv 2410.13835 (value-state drain); after W_O",
+    direction="low",
 )
 def value_drain(stats: HeadStats, *, position: int = 0) -> pd.DataFrame:
     """Value norm at the sink over that of the others: ||W_O v_s|| / mean_{j!=s} ||W_O v_j||; >= 0.
@@ -133,5 +143,5 @@ def value_drain(stats: HeadStats, *, position: int = 0) -> pd.DataFrame:
     """
     found = against_others(stats["vo_norm"], "key", position)
     table = pool_prompts(stats, found["ratio"], found["null_ratio"])
-    table.attrs["position"] = position
+    table.attrs.update(position=position, null_mass=null_mass.NO_ATTENTION)
     return table

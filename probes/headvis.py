@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from workbench.probes import null_mass
 from workbench.probes.pooling import counted_rows, mean_rows, pool_rows, refuse_two_sequences
 from workbench.probes.uniform import (
     at_key,
@@ -79,14 +80,19 @@ def prev_token_score(stats: HeadStats) -> pd.DataFrame:
     null="uniform attention over the visible keys: mean of log n_visible",
     paper=_SOURCE,
 )
-def pattern_entropy(stats: HeadStats) -> pd.DataFrame:
+def pattern_entropy(stats: HeadStats, *, renormalised: bool = False) -> pd.DataFrame:
     """Mean row entropy, mean_q of -sum_k A[q, k] log A[q, k]; nats, >= 0.
 
     At most the null, unless a learned sink logit takes part of a row: its mass gives no term.
+    `renormalised` gives the entropy of the softmax of the keys alone (needs `null_mass`);
+    `table.attrs["null_mass"]` says which.
     """
-    value = stats["entropy"]
+    value = null_mass.entropy_without_null(stats) if renormalised else stats["entropy"]
     n = visible_span(stats)["n"]
-    return pool_rows(stats, value, n.copy(data=np.log(n.to_numpy())), counted_rows(stats, value))
+    control = n.copy(data=np.log(n.to_numpy()))
+    table = pool_rows(stats, value, control, counted_rows(stats, value))
+    table.attrs["null_mass"] = null_mass.said(renormalised)
+    return table
 
 
 @probe(

@@ -32,7 +32,7 @@ def residual_peak(stats: HeadStats) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "stream": streams,
-            "level": [_level(s) for s in streams],
+            "level": [level_name(s) for s in streams],
             "peak": peak.to_numpy(),
             "peak_sd": peak_sd.to_numpy(),
             "ratio": ratio.to_numpy(),
@@ -43,7 +43,12 @@ def residual_peak(stats: HeadStats) -> pd.DataFrame:
     )
 
 
-def _level(stream: int) -> str:
+def level_name(stream: int) -> str:
+    """What a level of the stream is called in print.
+
+    >>> level_name(0), level_name(3)
+    ('embedding', 'after layer 2')
+    """
     return "embedding" if stream == 0 else f"after layer {stream - 1}"
 
 
@@ -83,15 +88,15 @@ def massive_activations(
         rows.append(
             {
                 "stream": int(stream),
-                "level": _level(stream),
+                "level": level_name(stream),
                 "value": float(top.sel(at).isel(rank=0)),
                 "median": float(median.sel(at)),
                 "ratio": float(psi.sel(at)),
-                "null_ratio": _gaussian_ratio(stats, prompt),
+                "null_ratio": gaussian_ratio(stats, prompt),
                 **where,
                 "prompt": prompt,
                 "token": _token(stats, prompt, where["position"]),
-                "rule": _rule(*fired, absolute, ratio),
+                "rule": rule_met(*fired, absolute, ratio),
                 "n_fired": int(both.sel(stream=stream)),
                 "n": n,
             }
@@ -103,7 +108,8 @@ def massive_activations(
     return pd.DataFrame(rows)
 
 
-def _rule(by_size: bool, by_ratio: bool, absolute: float, ratio: float) -> str:
+def rule_met(by_size: bool, by_ratio: bool, absolute: float, ratio: float) -> str:
+    """Which of the two rules of Sun et al. holds, with its threshold."""
     if by_size and by_ratio:
         return "both"
     if by_size:
@@ -111,7 +117,8 @@ def _rule(by_size: bool, by_ratio: bool, absolute: float, ratio: float) -> str:
     return f"ratio>{ratio:g}" if by_ratio else "none"
 
 
-def _gaussian_ratio(stats: HeadStats, prompt: int) -> float:
+def gaussian_ratio(stats: HeadStats, prompt: int) -> float:
+    """The null of max |h| / median |h|: Phi^-1(1 - 1/2M) / Phi^-1(3/4), M = tokens x width."""
     width = max(site.n_heads * site.d_head for site in stats.spec.of(stats.kind))
     n = int(stats.lengths.sel(prompt=prompt)) * width
     return float(ndtri(0.5 / n) / ndtri(0.25))

@@ -133,17 +133,25 @@ def columns(stats: HeadStats, n_keys: int) -> xr.DataArray:
     Unit: probability summed over queries, as `key_mass`; keys nobody sees get 0.
     """
     span = visible_span(stats)
-    weight = (1 / span["n"]).fillna(0).to_numpy()
+    return column_sums(span, 1 / span["n"], n_keys)
+
+
+def column_sums(span: xr.Dataset, weight: xr.DataArray, n_keys: int) -> xr.DataArray:
+    """Sum over the queries that see a key of `weight` >= 0 (one number per query), dims (.., key).
+
+    `weight` has the dims of `span["n"]`; NaN counts as 0.
+    """
+    each = weight.fillna(0).to_numpy()
     start = span["first"].fillna(0).to_numpy().astype(np.int64)
     stop = span["last"].fillna(-1).to_numpy().astype(np.int64) + 1
-    rows = int(np.prod(weight.shape[:3]))
-    offset = (np.arange(rows) * (n_keys + 1)).reshape((*weight.shape[:3], 1))
+    rows = int(np.prod(each.shape[:3]))
+    offset = (np.arange(rows) * (n_keys + 1)).reshape((*each.shape[:3], 1))
     size = rows * (n_keys + 1)
     # Each row adds a step up at its first key and a step down after its last: one cumulative sum.
     steps = np.zeros(size)
     for edge, sign in ((start, 1.0), (stop, -1.0)):
         at = (np.clip(edge, 0, n_keys) + offset).ravel()
-        steps += np.bincount(at, weights=sign * weight.ravel(), minlength=size)
-    mass = steps.reshape((*weight.shape[:3], n_keys + 1)).cumsum(-1)[..., :n_keys]
+        steps += np.bincount(at, weights=sign * each.ravel(), minlength=size)
+    mass = steps.reshape((*each.shape[:3], n_keys + 1)).cumsum(-1)[..., :n_keys]
     coords = {dim: span[dim] for dim in KEY[:3]}
     return xr.DataArray(np.maximum(mass, 0), dims=KEY, coords=coords)

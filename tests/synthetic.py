@@ -202,7 +202,8 @@ def _residual(resid, longest):
         for s, h in enumerate(prompt):
             norm[p, s, : len(h)] = np.sqrt((h**2).sum(1))
             median[p, s] = np.median(np.abs(h))
-            order = sorted(np.ndindex(h.shape), key=lambda i, h=h: -abs(h[i]))[:3]
+            best = [(int(np.argmax(abs(h[:, dim]))), dim) for dim in range(h.shape[1])]
+            order = sorted(best, key=lambda i, h=h: -abs(h[i]))[:3]
             for r, (position, dim) in enumerate(order):
                 top["value"][p, s, r], top["dim"][p, s, r] = h[position, dim], dim
                 top["position"][p, s, r] = position

@@ -23,7 +23,10 @@ COLUMNS = ("layer", "head", "label", "value", "sd", "n", "null")
 
 @dataclass(frozen=True)
 class ProbeInfo:
-    """What a probe declares: the question, needed statistics, unit, bounds, null, source."""
+    """What a probe declares: the question, needed statistics, unit, bounds, null, source.
+
+    `direction` is the end of the scale where the effect lies, "high" or "low".
+    """
 
     name: str
     question: str
@@ -34,6 +37,7 @@ class ProbeInfo:
     counts: str
     null: str
     paper: str
+    direction: str = "high"
 
 
 Probe = Callable[..., pd.DataFrame]
@@ -49,14 +53,19 @@ def probe(
     counts: str,
     null: str,
     paper: str,
+    direction: str = "high",
 ) -> Callable[[Probe], Probe]:
     """Declare a function of `HeadStats` as a probe; its name is the function's."""
+    if direction not in ("high", "low"):
+        raise WorkbenchError(f"direction={direction!r}: a probe's effect is at 'high' or at 'low'.")
 
     def declare(function: Probe) -> Probe:
         name = function.__name__
         if name in PROBES and PROBES[name].__module__ != function.__module__:
             raise WorkbenchError(f"two probes are called {name!r}; give one of them another name.")
-        function.info = ProbeInfo(name, question, needs, units, *bounds, counts, null, paper)  # type: ignore[attr-defined]
+        function.info = ProbeInfo(  # type: ignore[attr-defined]
+            name, question, needs, units, *bounds, counts, null, paper, direction
+        )
         PROBES[name] = function
         return function
 

@@ -213,11 +213,12 @@ def _phi(hidden: torch.Tensor, dims: list[int]) -> torch.Tensor:
 
 def _extremes(hidden: torch.Tensor) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
     """Median |activation| of one prompt [position, d_model], and its largest activations with dim
-    and position."""
+    and position, one per dimension: several sinks that share one would hide the others."""
     size = hidden.abs()
-    top = size.flatten().topk(min(N_TOP, size.numel())).indices
-    position, dim = top // hidden.shape[1], top % hidden.shape[1]
-    values = hidden.flatten()[top]
+    largest, where = size.max(dim=0)
+    dim = largest.topk(min(N_TOP, len(largest))).indices
+    position = where[dim]
+    values = hidden[position, dim]
     # numpy's median averages the two middle values; torch's takes the lower one.
     return (
         float(np.median(size.cpu().numpy())),

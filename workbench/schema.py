@@ -167,7 +167,7 @@ _VARIABLES = (
         -INF,
         INF,
         "residual",
-        "signed activations of largest magnitude",
+        "signed activations of largest magnitude, one per dimension",
     ),
     Variable(
         "resid_top_dim",

@@ -1,16 +1,21 @@
 """Dormant heads and value drain on planted norms."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from tests import synthetic as syn
+from workbench.commands.probe import _show
 from workbench.errors import WorkbenchError
 from workbench.probes import (
+    all_probes,
     dormant_disagreement,
     dormant_score_mass,
     dormant_score_output,
     value_drain,
 )
+from workbench.probing import PROBES, probe
 
 LENGTHS = (24, 16)
 
@@ -106,3 +111,31 @@ def test_random_norms_show_no_drain():
     stats = syn.ragged(5, halves=(40, 40, 40, 40))
     found = value_drain(stats)
     assert ((found["value"] - found["null"]).abs() < 3 * found["sd"]).all()
+
+
+def test_dormant_is_at_the_low_end_of_output_and_of_values():
+    low = {p.__name__ for p in all_probes() if p.info.direction == "low"}
+    assert {"dormant_score_output", "value_drain"} <= low
+    assert not {"dormant_score_mass", "sink_mass", "induction_score"} & low
+    found = dormant_score_output(planted()).sort_values("value")
+    assert list(found["label"][:2]) == ["L0H0", "L0H2"]
+    with pytest.raises(WorkbenchError, match="direction='down'"):
+        probe(question="?", needs=(), units="-", bounds=(0, 1), counts="-", null="-", paper="-",
+              direction="down")  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "first"), [("dormant_score_output", "L0H0"), ("x", "L0H1")])
+def test_the_command_shows_the_end_where_the_effect_is(name, first, capsys, monkeypatch):
+    table = dormant_score_output(planted())
+    monkeypatch.setitem(PROBES, "x", _high)
+    _show(name, table, 1)
+    printed = capsys.readouterr().out
+    shown = [label for label in table["label"] if label in printed]
+    assert shown == [first]
+
+
+def _high(stats):
+    raise AssertionError("only its declaration is read")
+
+
+_high.info = dataclasses.replace(dormant_score_output.info, name="x", direction="high")

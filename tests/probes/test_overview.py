@@ -21,7 +21,8 @@ def test_summary_has_a_row_per_head_and_a_column_per_probe():
     assert set(table.columns[3:]) == {p.__name__ for p in all_probes()}
     np.testing.assert_array_equal(table["qk_distance"], find("qk_distance")(stats)["value"])
     assert table.attrs["left_out"] == {}
-    assert table.attrs["settings"]["first_token_sink_rate"] == {"epsilon": 0.3, "T": 64}
+    settings = {"epsilon": 0.3, "T": 64, "null_mass": "with"}
+    assert table.attrs["settings"]["first_token_sink_rate"] == settings
 
 
 def test_what_does_not_apply_is_left_out_with_its_reason():

@@ -7,6 +7,7 @@ from tests import synthetic as syn
 from workbench.errors import WorkbenchError
 from workbench.probes import (
     attention_share,
+    entropy_detector,
     find,
     first_token_alpha,
     first_token_sink_rate,
@@ -30,7 +31,7 @@ def test_uniform_causal_attention_is_no_sink():
     assert round(alpha.item(), 4) == 0.0741
     table = first_token_sink_rate(stats)
     assert table["value"].iloc[0] == 0 == table["null"].iloc[0]
-    assert used == 64 and table.attrs == {"epsilon": 0.3, "T": 64}
+    assert used == 64 and table.attrs == {"epsilon": 0.3, "T": 64, "null_mass": "with"}
 
 
 def test_all_mass_on_the_first_key_is_a_sink_and_identity_is_none():
@@ -172,3 +173,54 @@ def test_alpha_is_refused_when_some_of_its_rows_were_not_captured():
     data["first_mass"][..., 10] = np.nan
     with pytest.raises(WorkbenchError, match="queries 0 to 63"):
         first_token_sink_rate(syn.HeadStats(data, stats.tokens, stats.spec, stats.provenance))
+
+
+def mixed_heads(length=40):
+    """Heads on the first key, on themselves, on all keys alike, and at random."""
+    rng = np.random.default_rng(2)
+    mask = syn.causal_mask(length)
+    return np.stack(
+        [syn.first(length), syn.identity(length), syn.uniform(mask), syn.random_map(mask, rng)]
+    )
+
+
+def test_entropies_tell_sinks_from_certain_and_from_spread_heads():
+    maps = [[mixed_heads(n)] for n in (40, 24)]
+    table = entropy_detector(syn.head_stats(maps), row=0.5, column=0.9).set_index("label")
+    assert table["row_entropy"].to_numpy()[:3] == pytest.approx([0, 0, 1])
+    # All queries give the first key the same: its profile is even. The diagonal has one giver each.
+    assert table["column_entropy"].to_numpy()[:2] == pytest.approx([1, 0])
+    assert table["sink_like"].to_list() == [True, False, False, False]
+    assert (table["n"] == 2).all() and (table["row_null"] == 1).all()
+    none = entropy_detector(syn.head_stats(maps), row=0.0, column=0.9)
+    assert not none["sink_like"].any()
+    assert none.attrs == {"row": 0.0, "column": 0.9, "min_queries": 8, "null_mass": "with"}
+
+
+def test_entropies_of_any_head_by_hand_and_their_null():
+    length = 30
+    maps = mixed_heads(length)
+    table = entropy_detector(syn.head_stats([[maps]]), row=0.5, column=0.5)
+    for h, pattern in enumerate(maps):
+        rows = [
+            -sum(a * np.log(a) for a in pattern[q] if a > 0) / np.log(q + 1)
+            for q in range(1, length)
+        ]
+        assert table["row_entropy"].iloc[h] == pytest.approx(np.mean(rows))
+        columns = []
+        for k in range(length - 7):
+            share = pattern[k:, k] / max(pattern[k:, k].sum(), 1e-300)
+            columns.append(-sum(a * np.log(a) for a in share if a > 0) / np.log(length - k))
+        assert table["column_entropy"].iloc[h] == pytest.approx(max(columns))
+    # The uniform head is its own control, and alone near 1 in its columns too.
+    even = table.iloc[2]
+    assert even["column_entropy"] == pytest.approx(even["column_null"])
+    assert even["column_null"] > 0.98
+
+
+@pytest.mark.parametrize("wrong", [{"row": 1.2, "column": 0.5}, {"row": 0.5, "column": -0.1}])
+def test_entropy_thresholds_are_the_callers(wrong):
+    with pytest.raises(WorkbenchError, match=r"must lie in 0\.\.1"):
+        entropy_detector(syn.head_stats([[mixed_heads()]]), **wrong)
+    with pytest.raises(TypeError, match="row"):
+        entropy_detector(syn.head_stats([[mixed_heads()]]))

@@ -71,7 +71,8 @@ def _show(name: str, table: pd.DataFrame, top: int) -> None:
     typer.echo(f"\n{name}: {info.question}")
     about = (info.units, settings, f"n counts {info.counts}", f"null: {info.null}")
     typer.echo("; ".join(filter(None, about)))
-    ordered = table.sort_values("value", ascending=False, na_position="last")
+    # The heads that show the effect come first, at whichever end it is.
+    ordered = table.sort_values("value", ascending=info.direction == "low", na_position="last")
     shown = ordered if top <= 0 else ordered.head(top)
     console.show(shown.filter(["label", "value", "sd", "n", "null"]))
 
