@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from workbench.errors import WorkbenchError
 from workbench.studies.active_dormant import STUDY as ACTIVE_DORMANT
+from workbench.studies.sinks import STUDY as SINKS
 from workbench.studies.study import Study
 
-STUDIES = {study.name: study for study in (ACTIVE_DORMANT,)}
+STUDIES = {study.name: study for study in (ACTIVE_DORMANT, SINKS)}
 
 
 def find(name: str) -> Study:

@@ -26,6 +26,10 @@ def study(
     model: Annotated[
         str | None, typer.Option(help="Hub id, directory or zoo:NAME, for studies of a model.")
     ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Texts for --model: .txt with blank lines between, or .jsonl."),
+    ] = None,
     text_file: Annotated[
         Path | None, typer.Option(help="Text to count a language in, for studies that train.")
     ] = None,
@@ -38,8 +42,8 @@ def study(
     from workbench.studies import registry
     from workbench.studies.study import DEFAULT, FULL, QUICK
 
-    asked = {"model": model, "text_file": None if text_file is None else str(text_file)}
-    changes = {option: value for option, value in asked.items() if value is not None}
+    asked = {"model": model, "prompts": prompts, "text_file": text_file}
+    changes = {option: str(value) for option, value in asked.items() if value is not None}
     if quick and full:
         raise WorkbenchError("--quick and --full exclude one another; give one of them.")
     size = QUICK if quick else FULL if full else DEFAULT
