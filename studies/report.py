@@ -44,6 +44,7 @@ table { border-collapse: collapse; width: 100%; font-size: 13px;
 th { text-align: left; font-weight: 600; color: var(--faint); white-space: nowrap; }
 th, td { padding: 8px 10px 8px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.says { min-width: 300px; }
+td.control { min-width: 130px; }
 td.number, th.number { text-align: right; }
 td.number, th.number, td.short { white-space: nowrap; }
 .statistic { color: var(--faint); font-size: 12px; }
@@ -103,7 +104,7 @@ def page(study: Study, content: Content, about: Mapping[str, Any]) -> str:
 def _laws(content: Content) -> str:
     head = (
         '<tr><th>verdict</th><th>law</th><th class="number">value</th><th>mark</th>'
-        '<th class="number">null</th><th>control</th><th class="number">runs</th>'
+        '<th class="number">null</th><th>control</th><th class="number">n</th>'
         "<th>required</th><th>source</th></tr>"
     )
     rows = "".join(_law(finding) for finding in content.findings)
@@ -120,7 +121,7 @@ def _law(finding: Finding) -> str:
         f'<td class="says"><b>{escape(law.name)}</b><br>{escape(finding.says)}'
         f'<br><span class="statistic">{escape(law.statistic)}</span></td>'
         f'<td class="number">{number(law.value)}</td><td class="short">{mark}</td>'
-        f'<td class="number">{number(law.null)}</td><td class="short">{escape(law.control)}</td>'
+        f'<td class="number">{number(law.null)}</td><td class="control">{escape(law.control)}</td>'
         f'<td class="number">{finding.n or "–"}</td><td>{"yes" if finding.required else "no"}</td>'
         f"<td>{escape(law.source)}</td></tr>"
     )

@@ -12,21 +12,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from workbench.errors import WorkbenchError
 from workbench.provenance import digest
-from workbench.studies import sinks_figures as figures
-from workbench.studies import sinks_laws as laws
 from workbench.studies import sinks_published as published
-from workbench.studies.sinks_measure import Measured, measure
-from workbench.studies.sinks_subjects import subjects
 from workbench.studies.study import DEFAULT, QUICK, Content, Finding, Picture, Progress, Study
 
+if TYPE_CHECKING:
+    from workbench.studies.sinks_measure import Measured
+
 RUNS = "runs"
-_STEPS = 8  # of a subject, at most
+_STEPS = 9  # of a subject, at most
 NOTES = (
     "The share of a sink falls with the length of the text: compare models at equal lengths.",
     "Marks are ours where a paper gives none; they lie between what trained and untrained models "
@@ -68,6 +67,10 @@ class Config:
 
 def run(config: Config, folder: Path, progress: Progress) -> Content:
     """Measure every model, read the laws, draw the figures."""
+    # Listing the studies loads no torch.
+    from workbench.studies.sinks_measure import measure
+    from workbench.studies.sinks_subjects import subjects
+
     every: list[Measured] = []
     chosen = subjects(config.model, config.prompts, config.texts)
     (folder / RUNS).mkdir(exist_ok=True)
@@ -93,6 +96,8 @@ def run(config: Config, folder: Path, progress: Progress) -> Content:
 
 def findings(every: Sequence[Measured], *, required: bool) -> list[Finding]:
     """Every claim for every model, model by model."""
+    from workbench.studies import sinks_laws as laws
+
     found = []
     for measured in every:
         for claim in laws.CLAIMS:
@@ -103,20 +108,24 @@ def findings(every: Sequence[Measured], *, required: bool) -> list[Finding]:
 
 def tables(every: Sequence[Measured], model: str) -> dict[str, pd.DataFrame]:
     """The numbers of all models below each other, by what they say."""
-    names = dict.fromkeys(name for measured in every for name in measured.tables)
-    joined = {
-        name.replace(" ", "-"): pd.concat(
-            [m.tables[name].assign(subject=m.name) for m in every if len(m.tables[name])]
-            or [every[0].tables[name]],
-            ignore_index=True,
-        )
-        for name in names
-    }
+    parts: dict[str, list[pd.DataFrame]] = {}
+    for measured in every:
+        for name, table in measured.tables.items():
+            parts.setdefault(name.replace(" ", "-"), []).append(table.assign(subject=measured.name))
+    joined = {name: _joined(tables) for name, tables in parts.items()}
     return joined | {"published": published.expected(model)}
+
+
+def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    # An empty table has columns without a type.
+    full = [table for table in tables if len(table)]
+    return pd.concat(full, ignore_index=True) if full else tables[0]
 
 
 def pictures(every: Sequence[Measured], model: str) -> list[Picture]:
     """What can be drawn of these models."""
+    from workbench.studies import sinks_figures as figures
+
     found = []
     for measured in every:
         name = measured.name
@@ -148,7 +157,13 @@ def pictures(every: Sequence[Measured], model: str) -> list[Picture]:
             )  # fmt: skip
     found += [
         Picture(
-            "by-length", "The share of the sink falls with the length of the text",
+            "changed-texts", "What the sink depends on",
+            "Bars are standard deviations over texts; position 4 is the control. A sink that "
+            "stays without the special token belongs to the position, one that goes to the token.",
+            figures.changed_texts(every),
+        ),
+        Picture(
+            "by-length", "The share of the sink by the length of the text",
             "Texts cut to their first tokens; bars are standard deviations over texts. Dotted: "
             "what uniform attention gives.", figures.by_length(every),
         ),
@@ -176,7 +191,7 @@ def pictures(every: Sequence[Measured], model: str) -> list[Picture]:
 STUDY = Study(
     name="sinks",
     question="Which heads of a model park on a sink, what does that cost, and what removes it?",
-    paper=f"{laws.XIAO}; {laws.GU}; {laws.GUO}",
+    paper=f"{published.XIAO}; {published.GU}; {published.GUO}",
     cost="2 CPU min for the models that are here; --quick half a minute",
     needs="nothing; a model of yours with --model and --prompts",
     configs={QUICK: Config(QUICK, texts=4), DEFAULT: Config()},

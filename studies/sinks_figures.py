@@ -80,6 +80,31 @@ def _line(curve: np.ndarray, name: str, colour: str, dash: str) -> go.Scatter:
     )  # fmt: skip
 
 
+def changed_texts(every: Sequence[Measured]) -> go.Figure:
+    """Share of position 0 with special tokens left out and words shuffled, model by model."""
+    names = list(dict.fromkeys(t for m in every for t in m.tables["changed texts"]["texts"]))
+    figure = base("paper", height=140 + 28 * len(names))
+    for measured, colour in zip(every, COLOURS, strict=False):
+        table = measured.tables["changed texts"]
+        name = html.escape(measured.name)
+        figure.add_trace(
+            go.Scatter(
+                x=table["share"], y=table["texts"], mode="markers", name=name,
+                error_x={"array": table["sd"], "thickness": 1},
+                marker={"color": colour, "size": 9},
+                customdata=table["uniform"],
+                hovertemplate="<b>%{y}</b> %{x:.3f} (uniform %{customdata:.3f})"
+                f"<extra>{name}</extra>",
+            )
+        )  # fmt: skip
+    figure.update_layout(showlegend=True, margin_t=40)
+    figure.update_xaxes(title_text="share of all attention on position 0", rangemode="tozero")
+    figure.update_yaxes(
+        categoryorder="array", categoryarray=names[::-1], type="category", title_text="texts"
+    )
+    return figure
+
+
 def by_length(every: Sequence[Measured]) -> go.Figure:
     """How the share of position 0 falls as texts grow, beside uniform attention."""
     figure = base("paper", height=360)
@@ -170,7 +195,9 @@ def changes(measured: Measured) -> go.Figure:
         )  # fmt: skip
     figure.update_layout(showlegend=True, margin_t=40)
     figure.update_xaxes(
-        title_text=f"change ({unit}, log scale; {_FLOOR:g} and less on the left edge)", type="log"
+        title_text=f"change ({unit}, log scale; {_FLOOR:g} and less on the left edge)",
+        type="log",
+        tickformat="~g",
     )
     return figure
 
@@ -199,7 +226,7 @@ def levels(measured: Measured) -> go.Figure:
 
 def rows(table: pd.DataFrame, widths: Sequence[int]) -> go.Figure:
     """A table as a figure, for values that belong beside the others."""
-    figure = base("paper", height=60 + 42 * len(table))
+    figure = base("paper", height=80 + 46 * len(table))
     cells = [[html.escape(str(v)) for v in table[name]] for name in table.columns]
     figure.add_trace(
         go.Table(

@@ -25,13 +25,9 @@ from workbench.studies.sinks_measure import (
     Measured,
     inner_peak,
 )
+from workbench.studies.sinks_published import GU, GUO, SUN, WONG, XIAO
 from workbench.zoo.trajectory import Law, Mark
 
-GU = "Gu et al. 2024, arXiv 2410.10781"
-GUO = "Guo et al. 2024, arXiv 2410.13835"
-SUN = "Sun et al. 2024, arXiv 2402.17762"
-WONG = "Wong et al. 2025, arXiv 2512.22213"
-XIAO = "Xiao et al. 2023, arXiv 2309.17453"
 SANDOVAL = "Sandoval-Segura et al. 2025, arXiv 2504.03889"
 Reading = tuple[float, float, int]
 NAN = float("nan")

@@ -89,7 +89,10 @@ def measure(subject: Subject, folder: Path, step: Step) -> Measured:
         "without an mlp": partial(_without_mlps, model, prompts),
         "repeated token": lambda: _both(
             {
-                label: sink_free_checks(one, prompts, T=_sink_length(stats[TRAINED]))
+                # T is a number or "whole prompt".
+                label: sink_free_checks(one, prompts, T=_sink_length(stats[TRAINED])).astype(
+                    {"T": "str"}
+                )
                 for label, one in both.items()
             }
         ),

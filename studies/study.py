@@ -51,7 +51,7 @@ class Config(Protocol):
 class Finding:
     """A law that was checked.
 
-    `says` is the law in words, `n` the number of runs behind its value.  A required law that is not
+    `says` is the law in words, `n` the number of runs, texts or heads behind its value.  A required law that is not
     held fails the study.
     """
 

@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def content(folder):
-    return perform(sinks.STUDY, sinks.Config(model=ZOO, texts=4), folder / "zoo")
+    return perform(sinks.STUDY, sinks.Config(model=ZOO), folder / "zoo")
 
 
 def verdicts(content) -> dict[str, str]:
@@ -50,7 +50,7 @@ def test_the_zoo_model_parks_on_its_begin_token(content) -> None:
 
 
 def test_the_share_is_that_of_the_eager_maps(content) -> None:
-    model, prompts = sinks_subjects.subjects(ZOO, "", 4)[0].open()
+    model, prompts = sinks_subjects.subjects(ZOO, "", 12)[0].open()
     model.net.set_attn_implementation("eager")
     shares = []
     for prompt in prompts:
@@ -76,7 +76,7 @@ def test_what_is_left_can_be_read_and_is_not_made_again(content, folder, monkeyp
 
     monkeypatch.setattr(sinks_measure, "capture", stop)
     monkeypatch.setattr(sinks_measure, "effects", stop)
-    again = perform(sinks.STUDY, sinks.Config(model=ZOO, texts=4), folder / "zoo")
+    again = perform(sinks.STUDY, sinks.Config(model=ZOO), folder / "zoo")
     assert [f.law for f in again.findings] == [f.law for f in content.findings]
     about = json.loads((folder / "zoo" / "study.json").read_text())
     assert about["finished"] and about["continued"]
@@ -84,7 +84,7 @@ def test_what_is_left_can_be_read_and_is_not_made_again(content, folder, monkeyp
 
 def test_an_untrained_model_holds_no_law(folder) -> None:
     def opened():
-        model, prompts = sinks_subjects.subjects(ZOO, "", 4)[0].open()
+        model, prompts = sinks_subjects.subjects(ZOO, "", 12)[0].open()
         return untrained(model, seed=7), prompts
 
     measured = sinks_measure.measure(Subject("fresh", opened), folder, lambda _: None)

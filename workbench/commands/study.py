@@ -110,5 +110,5 @@ def _show_laws(content: Content) -> None:
         )
         for finding in content.findings
     ]
-    columns = ("verdict", "law", "value", "mark", "null", "null of", "runs", "required")
+    columns = ("verdict", "law", "value", "mark", "null", "null of", "n", "required")
     console.show(rows, columns)
