@@ -8,6 +8,7 @@ exported figures.
 from __future__ import annotations
 
 import html
+import textwrap
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,22 +44,34 @@ class Theme:
     pale: str
     orange: str
     grey: str
+    void: str
+    ramp: tuple[str, ...]
+    diverge: tuple[str, ...]
 
 
 THEMES = {
     "light": Theme(
-        "#1b2430", "#5d6b7a", "#e3e8ee", "#ffffff", "#1f6fb2", "#a9cbe8", "#d9730d", "#8793a1"
+        "#1b2430", "#5d6b7a", "#e3e8ee", "#ffffff", "#1f6fb2", "#a9cbe8", "#d9730d", "#8793a1",
+        "#eef0f3", ("#ffffff", "#dceaf7", "#9cc6e8", "#4292c6", "#1361a9", "#08306b"),
+        ("#a31621", "#e58a7b", "#ffffff", "#7fb2dc", "#12559c"),
     ),
     "dark": Theme(
-        "#e6ebf1", "#9aa7b5", "#2b343f", "#161c24", "#5aaae8", "#2f5f8a", "#f39a45", "#77838f"
+        "#e6ebf1", "#9aa7b5", "#2b343f", "#161c24", "#5aaae8", "#2f5f8a", "#f39a45", "#77838f",
+        "#10151b", ("#1b222c", "#17395c", "#1d5f97", "#3f93d1", "#86c4f2", "#e4f4ff"),
+        ("#ff8a7a", "#8f3a35", "#1b222c", "#1d5f97", "#86c4f2"),
     ),
-}
+}  # fmt: skip
 THEMES["paper"] = THEMES["light"]
+
+
+def palette(theme: str) -> Theme:
+    """The colours of an appearance; those of the light one for a name that is none."""
+    return THEMES.get(theme, THEMES["light"])
 
 
 def base(theme: str, *, height: int | None = None) -> go.Figure:
     """An empty figure in the house style."""
-    t = THEMES.get(theme, THEMES["light"])
+    t = palette(theme)
     axis = {
         "gridcolor": t.line,
         "linecolor": t.line,
@@ -103,6 +116,19 @@ def base(theme: str, *, height: int | None = None) -> go.Figure:
     )
 
 
+def empty(theme: str, sentence: str) -> go.Figure:
+    """A figure that says why there is nothing to draw."""
+    figure = base(theme)
+    lines = "<br>".join(html.escape(line) for line in textwrap.wrap(sentence, 44))
+    figure.add_annotation(
+        text=lines, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False,
+        font={"size": 12, "color": palette(theme).faint},
+    )  # fmt: skip
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    return figure
+
+
 def axis_title(metric: Metric) -> str:
     """`prev_token_score (probability)`."""
     return f"{metric.name} ({metric.units})" if metric.units else metric.name
@@ -110,11 +136,11 @@ def axis_title(metric: Metric) -> str:
 
 def scatter(x: Metric, y: Metric, selected: str = "", theme: str = "light") -> go.Figure:
     """Every head as a point (`customdata`: its label); the selected one is ringed."""
-    t = THEMES.get(theme, THEMES["light"])
+    t = palette(theme)
     columns = {"x": x.table["value"], "x_sd": x.table["sd"], "y": y.table["value"]}
     both = pd.DataFrame({**columns, "y_sd": y.table["sd"]}).dropna(subset=["x", "y"])
     every = len(both)
-    both = _most_telling(both, selected)
+    both = _most_telling(both, selected, (x.low_tells, y.low_tells))
     hover = [
         f"<b>{label}</b><br>{x.name} {with_spread(a, a_sd)}<br>{y.name} {with_spread(b, b_sd)}"
         for label, (a, a_sd, b, b_sd) in zip(both.index, both.to_numpy(), strict=True)
@@ -157,7 +183,7 @@ def scatter(x: Metric, y: Metric, selected: str = "", theme: str = "light") -> g
         )
     if len(both) < every:
         figure.update_layout(margin_t=26)
-        note = f"{len(both):,} of {every:,} heads: the highest on either axis"
+        note = f"{len(both):,} of {every:,} heads: the most telling on either axis"
         figure.add_annotation(
             text=note, x=1, y=1.02, xref="paper", yref="paper", xanchor="right", yanchor="bottom",
             showarrow=False, font={"size": 11, "color": t.faint},
@@ -167,17 +193,22 @@ def scatter(x: Metric, y: Metric, selected: str = "", theme: str = "light") -> g
     return figure
 
 
-def _most_telling(both: pd.DataFrame, selected: str) -> pd.DataFrame:
-    """At most `MOST_POINTS` heads: the highest on either axis, and the selected one."""
+def _most_telling(both: pd.DataFrame, selected: str, low: tuple[bool, bool]) -> pd.DataFrame:
+    """At most `MOST_POINTS` heads: the highest on either axis (`low`: the lowest), the selected."""
     if len(both) <= MOST_POINTS:
         return both
-    ranks = np.minimum(*((-both[c].to_numpy()).argsort().argsort() for c in ("x", "y")))
+    ranks = np.minimum(
+        *(
+            (both[c].to_numpy() * (1 if lowest else -1)).argsort().argsort()
+            for c, lowest in zip(("x", "y"), low, strict=True)
+        )
+    )
     return both.loc[(ranks < MOST_POINTS // 2 - 1) | (both.index == selected)]
 
 
 def distance(bins: pd.DataFrame, causal: bool, theme: str = "light") -> go.Figure:
     """How far a head looks: share of attention by distance, beside a head that spreads evenly."""
-    t = THEMES.get(theme, THEMES["light"])
+    t = palette(theme)
     names = [
         f"{low:,}" if low == high else f"{low:,}–{high:,}"
         for low, high in zip(bins["low"], bins["high"], strict=True)
@@ -228,7 +259,7 @@ def profile(
 
     `here` is this prompt, `everywhere` the mean over the prompts of the run at the same position.
     """
-    t = THEMES.get(theme, THEMES["light"])
+    t = palette(theme)
     figure = base(theme)
     positions = np.arange(len(here))
     # A log axis has no zero; what rounds below this is drawn on the floor.
@@ -291,24 +322,6 @@ def _name_peaks(
             xanchor="left" if i < len(here) * 0.8 else "right",
             font={"size": 11, "color": t.ink},
         )
-
-
-def by_layer(table: pd.DataFrame, theme: str = "light") -> go.Figure:
-    """Bars of a share per layer, from columns layer and share."""
-    t = THEMES.get(theme, THEMES["light"])
-    figure = base(theme)
-    figure.add_trace(
-        go.Bar(
-            x=[str(int(layer)) for layer in table["layer"]],
-            y=table["share"],
-            marker={"color": t.blue},
-            hovertemplate="layer %{x}: %{y:.1%}<extra></extra>",
-        )
-    )
-    figure.update_layout(bargap=0.25)
-    figure.update_xaxes(title_text="layer", type="category")
-    figure.update_yaxes(title_text="share", tickformat=".0%", rangemode="tozero", nticks=4)
-    return figure
 
 
 def peaks(values: np.ndarray, count: int = 3) -> list[int]:

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
-from dash import dcc, html
+from dash import ClientsideFunction, Dash, Input, Output, dcc, html
 
 from workbench.app import figures
 from workbench.app.store import store
-from workbench.app.urls import AtlasState, encode
+from workbench.app.urls import AtlasState, HeadState, SinksState, encode
 from workbench.runs import Run
 from workbench.spec import Spec
+
+# Pages that know the switch `mask`; the bar's links carry it from one to the other.
+MASKED = ("atlas", "sinks", "head")
 
 
 def model_name(model: str) -> str:
@@ -39,8 +42,8 @@ def shape_of(spec: Spec, kind: str) -> str:
     return text + (f", {missing} layers without attention" if missing else "")
 
 
-def bar(run: Run, active: str, head_url: str = "") -> html.Header:
-    """Top bar of a page on one run: home, run picker, model card, provenance."""
+def bar(run: Run, active: str) -> html.Header:
+    """Top bar of a page on one run: run picker, pages, mask switch, model card, provenance."""
     about = run.manifest
     spec = Spec.from_json(about["spec"])
     sites = spec.of(about["kind"])
@@ -51,10 +54,19 @@ def bar(run: Run, active: str, head_url: str = "") -> html.Header:
         about.get("dtype") or "",
         about.get("attention") or "",
     ]
-    here = encode(AtlasState(run.id))
-    tabs = [dcc.Link("Atlas", href=here, className=_active(active, "atlas"))]
-    if head_url:
-        tabs.append(dcc.Link("Head", href=head_url, className=_active(active, "head")))
+    tabs: list[Any] = [
+        dcc.Link(
+            name.capitalize(), href=href, id=f"{active}-tab-{name}", className=_active(active, name)
+        )
+        for name, href in tabs_of(run).items()
+    ]
+    if active in MASKED:
+        tabs.append(
+            html.Button(
+                "Mask sinks", id=f"{active}-mask", className="quiet",
+                title="hide the attention on sinks, on every page of this run (key m)",
+            )
+        )  # fmt: skip
     return html.Header(
         [
             dcc.Link("Attention Workbench", href="/", className="brand"),
@@ -75,6 +87,32 @@ def bar(run: Run, active: str, head_url: str = "") -> html.Header:
             ),
         ],
         className="bar",
+    )
+
+
+def tabs_of(run: Run) -> dict[str, str]:
+    """Name and address of the pages on one run, before anything is chosen there."""
+    return {
+        "atlas": encode(AtlasState(run.id)),
+        "sinks": encode(SinksState(run.id)),
+        "head": encode(HeadState(run.id, store().lead(run.id))),
+    }
+
+
+def register_bar(app: Dash, active: str, *more: str) -> None:
+    """Scripts of the bar: its links and its switch follow the address of the page.
+
+    `more` are links elsewhere on the page that lead to a tab: `sinks-ablate` to that of the sinks.
+    """
+    url = Input(f"{active}-url", "data")
+    tabs = [Output(f"{active}-tab-{name}", "href") for name in (*MASKED, *more)]
+    app.clientside_callback(ClientsideFunction("wb", "tabs"), *tabs, url)
+    switch = f"{active}-mask"
+    app.clientside_callback(
+        ClientsideFunction("wb", "mask"),
+        Output(switch, "className"),
+        Input(switch, "n_clicks"),
+        url,
     )
 
 
@@ -140,6 +178,20 @@ def graph(name: str, size: str = "") -> html.Div:
     config: Any = figures.CONFIG
     figure = dcc.Graph(id=name, config=config, responsive=True, style=filled)
     return html.Div(figure, className=f"graph {size}")
+
+
+def prompt_name(run: str, prompt: int) -> str:
+    """A prompt by its first words."""
+    table = store().tokens(run, prompt)
+    words = table.loc[table["role"] != "special", "text"].astype(str).head(9)
+    text = " ".join(w.strip() for w in words if w.strip())
+    return f"{prompt}: {text[:56]}… ({len(table):,} tokens)"
+
+
+def csv_link(table: str) -> html.A:
+    """A link to a table of the Sinks page; the script gives it the address of the moment."""
+    where: dict[str, Any] = {"data-table": table}
+    return html.A("CSV", href="#", className="quiet csv", title="the numbers behind this", **where)
 
 
 def control(label: str, field: Any) -> html.Div:

@@ -52,6 +52,8 @@ class Metric:
     null: str
     paper: str
     table: pd.DataFrame
+    # At which end of the scale the effect lies, see `ProbeInfo.direction`.
+    low_tells: bool = False
 
     @property
     def signed(self) -> bool:
@@ -64,12 +66,13 @@ class Metric:
         return WORDS.get(self.name, self.name.removesuffix("_score").replace("_", " "))
 
     def rank(self, label: str) -> tuple[int, int] | None:
-        """(rank from the top, number of heads with a value); None without a value."""
+        """(rank from the telling end, number of heads with a value); None without a value."""
         own = self.of(label).value
         if not np.isfinite(own):
             return None
         values = self.table["value"].to_numpy(dtype="float64")
-        return int((values > own).sum()) + 1, int(np.isfinite(values).sum())
+        ahead = values < own if self.low_tells else values > own
+        return int(ahead.sum()) + 1, int(np.isfinite(values).sum())
 
     def of(self, label: str) -> Reading:
         """The numbers of one head; raises `KeyError` for a head that is not in the table."""

@@ -5,6 +5,7 @@
 /data/<run>/pattern/<head>/<prompt>.csv | .svg   what is seen (?ramp=..&mask=1)
 /data/<run>/cross/<head>/<prompt>/<query>        bytes: the row, then the column of one position
 /data/<run>/heads.csv                            the run's table of heads
+/data/<run>/sinks/<table>.csv                    tables of the Sinks page, in the state of its query
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import gzip
 import numpy as np
 from flask import Blueprint, Flask, Response, abort, jsonify, request
 
-from workbench.app import export, readings
+from workbench.app import export, readings, sink_tables
 from workbench.app.store import store
-from workbench.app.urls import RAMPS
+from workbench.app.urls import RAMPS, sinks_state
 from workbench.errors import WorkbenchError
 
 data = Blueprint("data", __name__, url_prefix="/data/<run>")
@@ -44,7 +45,7 @@ def pattern(run: str, head: str, prompt: int) -> Response:
     """The pattern as bytes, pooled by maximum beyond 1024 tokens; sizes stand in the headers."""
     found = store().pattern(run, head, prompt)
     small, factor = readings.pool_max(found)
-    response = _bytes(readings.to_codes(small))
+    response = as_bytes(readings.to_codes(small))
     response.headers["X-Rows"], response.headers["X-Columns"] = map(str, small.shape)
     response.headers["X-Pooled"] = str(factor)
     return response
@@ -56,7 +57,7 @@ def cross(run: str, head: str, prompt: int, query: int) -> Response:
     found = store().pattern(run, head, prompt)
     if query >= min(found.shape):
         abort(404, "no such position")
-    return _bytes(readings.to_codes(np.concatenate([found[query], found[:, query]])))
+    return as_bytes(readings.to_codes(np.concatenate([found[query], found[:, query]])))
 
 
 @data.get("/pattern/<head>/<int:prompt>.<kind>")
@@ -75,20 +76,30 @@ def pattern_file(run: str, head: str, prompt: int, kind: str) -> Response:
         note = f"hatched sink columns hide {100 * share:.1f} % of the attention"
         found = export.masked(found, hidden)
     if kind == "csv":
-        return _file(export.pattern_csv(found, names), "text/csv", f"{run}-{head}-p{prompt}.csv")
+        return as_file(export.pattern_csv(found, names), "text/csv", f"{run}-{head}-p{prompt}.csv")
     title = f"{head} · {run} · prompt {prompt}"
     small = found if max(found.shape) <= 2048 else readings.pool_max(found, 2048)[0]
     text = export.pattern_svg(small, names, title=title, ramp=ramp, note=note)
-    return _file(text, "image/svg+xml", f"{run}-{head}-p{prompt}.svg")
+    return as_file(text, "image/svg+xml", f"{run}-{head}-p{prompt}.svg")
 
 
 @data.get("/heads.csv")
 def heads_file(run: str) -> Response:
     """Every head with every metric."""
-    return _file(export.table_csv(store().run(run).heads), "text/csv", f"{run}-heads.csv")
+    return as_file(export.table_csv(store().run(run).heads), "text/csv", f"{run}-heads.csv")
 
 
-def _bytes(codes: np.ndarray) -> Response:
+@data.get("/sinks/<table>.csv")
+def sinks_file(run: str, table: str) -> Response:
+    """One table of the Sinks page, under the thresholds of the query."""
+    if table not in sink_tables.TABLES:
+        abort(404, f"tables of sinks are {', '.join(sink_tables.TABLES)}")
+    found = sink_tables.TABLES[table](sinks_state(run, request.args))
+    return as_file(export.table_csv(found), "text/csv", f"{run}-sinks-{table}.csv")
+
+
+def as_bytes(codes: np.ndarray) -> Response:
+    """Codes of patterns as the body of an answer, packed where the browser takes that."""
     body = codes.tobytes()
     response = Response(mimetype="application/octet-stream")
     # Causal patterns are half zeros; the fastest level already takes those away.
@@ -102,7 +113,8 @@ def _bytes(codes: np.ndarray) -> Response:
     return response
 
 
-def _file(text: str, mimetype: str, name: str) -> Response:
+def as_file(text: str, mimetype: str, name: str) -> Response:
+    """A text as an answer that the browser saves under a name."""
     response = Response(text, mimetype=mimetype)
     response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
     return response

@@ -17,13 +17,13 @@ from typing import Any
 import dash
 from dash import ClientsideFunction, Dash, Input, Output, dcc, html
 
-from workbench.app import routes, security
-from workbench.app.pages import atlas, head, runs
+from workbench.app import ablate, routes, security
+from workbench.app.pages import atlas, head, runs, sinks, training
 from workbench.app.store import EXTENSION, Store
 from workbench.errors import WorkbenchError
 
 DEFAULT_PORT = 8050
-PAGES = (runs, atlas, head)
+PAGES = (runs, atlas, sinks, head, training)
 # The language of the page, and both colour schemes before the style sheet is there.
 _INDEX = """<!DOCTYPE html>
 <html lang="en">
@@ -58,6 +58,7 @@ def build(root: str | Path, *, token: str | None) -> Dash:
         enable_mcp=False,
     )
     app.server.extensions[EXTENSION] = Store(root)
+    app.server.extensions[ablate.EXTENSION] = ablate.Jobs()
     for page in PAGES:
         dash.register_page(page.__name__, **page.PAGE, layout=page.layout)
         page.register(app)

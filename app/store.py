@@ -16,20 +16,27 @@ import numpy as np
 import pandas as pd
 from flask import current_app
 
-from workbench.app import readings
+from workbench.app import readings, sink_readings
+from workbench.app.masking import masked_table
 from workbench.app.readings import Metric
-from workbench.app.urls import head_of, is_run_id
+from workbench.app.sink_readings import Place
+from workbench.app.urls import STRONGEST, head_of, is_run_id
 from workbench.errors import WorkbenchError
 from workbench.patterns import pattern_of
-from workbench.probes import attention_share, heads_table, sink_positions
+from workbench.probes import attention_share, find, heads_table, sink_positions
 from workbench.probing import PROBES
 from workbench.runs import Run, RunSummary, list_runs, open_run, wide
 from workbench.schema import ROW, SCHEMA
 from workbench.spec import AttentionSite
+from workbench.stats import HeadStats
 
 EXTENSION = "workbench"
 # One 2048-token pattern is 32 MB in float64; a dozen are what moving between heads needs.
-_KEPT = {"run": 8, "metrics": 8, "sinks": 8, "tokens": 64, "pattern": 12}
+_KEPT = {
+    "run": 8, "metrics": 8, "sinks": 32, "tokens": 64, "pattern": 12, "masked": 4, "column": 64,
+}  # fmt: skip
+# What a metric of one key is when that key and the other sinks are hidden.
+_REMAINING = "dormant_score_mass"
 
 
 class Store:
@@ -60,12 +67,12 @@ class Store:
         if not manifest.is_file():
             raise WorkbenchError(f"run {run_id!r} does not exist under the folder served here.")
         stamp = manifest.stat().st_mtime_ns
-        return self._once("run", (run_id, stamp), lambda: open_run(folder))
+        return self.once("run", (run_id, stamp), lambda: open_run(folder))
 
     def metrics(self, run_id: str) -> dict[str, Metric]:
         """Every metric of a run by name: probes first, then the plain means of the statistics."""
         run = self.run(run_id)
-        return self._once("metrics", run, lambda: metrics_of(_with_probes(run)))
+        return self.once("metrics", run, lambda: metrics_of(_with_probes(run)))
 
     def metric(self, run_id: str, name: str, default: int = 0) -> Metric:
         """One metric, without a name the `default`-th; raises `WorkbenchError` if unknown."""
@@ -80,10 +87,19 @@ class Store:
             )
         return found[name]
 
+    def lead(self, run_id: str) -> str:
+        """The head a page opens on when none is chosen: the first by the first metric."""
+        found = self.metrics(run_id)
+        if not found:
+            return str(self.run(run_id).stats.heads()[0])
+        metric = next(iter(found.values()))
+        values = metric.table["value"]
+        return str(values.idxmin() if metric.low_tells else values.idxmax())
+
     def tokens(self, run_id: str, prompt: int) -> pd.DataFrame:
         """Tokens of one prompt, by position, with the column `shown` (whitespace visible)."""
         run = self.run(run_id)
-        return self._once("tokens", (run, prompt), lambda: _tokens(run, prompt))
+        return self.once("tokens", (run, prompt), lambda: _tokens(run, prompt))
 
     def prompts(self, run_id: str) -> list[int]:
         """Ids of the prompts, in order."""
@@ -103,7 +119,7 @@ class Store:
         run = self.run(run_id)
         self.site(run_id, label)
         self.tokens(run_id, prompt)
-        return self._once(
+        return self.once(
             "pattern", (run, label, prompt), lambda: pattern_of(run.stats, prompt, head_of(label))
         )
 
@@ -113,29 +129,103 @@ class Store:
         n_query, n_key = self.pattern(run_id, label, prompt).shape
         return readings.visible(n_query, n_key, site.causal, site.window)
 
-    def sinks(self, run_id: str) -> tuple[pd.DataFrame | None, str]:
-        """(sink tokens of every prompt or None, the share of position 0 in words)."""
+    def sinks(self, run_id: str, threshold: float = 0.3) -> pd.DataFrame:
+        """Sink tokens of every prompt; raises `WorkbenchError` where they cannot be named."""
         run = self.run(run_id)
-        return self._once("sinks", run, lambda: _sinks(run))
+        key = (run, threshold)
+        return self.once("sinks", key, lambda: sink_positions(run.stats, threshold=threshold))
 
-    def first_share(self, run_id: str) -> pd.DataFrame:
-        """Share of a layer's attention on position 0: layer, share; empty if not captured."""
-        stats = self.run(run_id).stats
-        if "key_mass" not in stats:
-            return pd.DataFrame({"layer": [], "share": []})
-        mass = stats["key_mass"].sum(("prompt", "head"))
-        share = (mass.isel(key=0) / mass.sum("key")).to_numpy()
-        return pd.DataFrame({"layer": mass["layer"].to_numpy(), "share": share})
+    def sinks_or_reason(self, run_id: str) -> tuple[pd.DataFrame | None, str]:
+        """(sink tokens of every prompt or None, the share of position 0 in words)."""
+        try:
+            table, share = self.sinks(run_id), attention_share(self.run(run_id).stats, 0)
+        except WorkbenchError as reason:
+            return None, f"Sinks cannot be named for this run: {reason}"
+        text = (
+            f"Position 0 receives {100 * share.value:.1f} % of all attention "
+            f"(n = {share.n:,} prompts; uniform attention would give {100 * share.null:.1f} %)."
+        )
+        return table, text
 
     def sink_columns(self, run_id: str, prompt: int) -> list[int]:
         """Key positions that "mask sinks" hides: the sinks of this prompt, else position 0."""
-        table, _ = self.sinks(run_id)
-        if table is None:
-            return [0]
-        here = table.loc[table["prompt"] == prompt, "position"]
-        return sorted({int(p) for p in here}) or [0]
+        return self.hidden(run_id)[prompt]
 
-    def _once(self, kind: str, key: Hashable, make: Callable[[], Any]) -> Any:
+    def hidden(self, run_id: str) -> dict[int, list[int]]:
+        """What "mask sinks" hides on every prompt, the same on all pages."""
+        table, _ = self.sinks_or_reason(run_id)
+        found: dict[int, list[int]] = {p: [] for p in self.prompts(run_id)}
+        if table is not None:
+            for prompt, position in table[["prompt", "position"]].to_numpy():
+                found[int(prompt)].append(int(position))
+        return {prompt: sorted(keys) or [0] for prompt, keys in found.items()}
+
+    def masked(self, run_id: str) -> HeadStats:
+        """Statistics without the columns of the sinks."""
+        run = self.run(run_id)
+        return self.once(
+            "masked", run, lambda: sink_readings.without_columns(run.stats, self.hidden(run_id))
+        )
+
+    def place(self, run_id: str, at: str, prompt: int) -> Place:
+        """The key an address calls the sink; raises `WorkbenchError` if the prompt has none."""
+        if not at:
+            return Place()
+        tokens = self.tokens(run_id, prompt)
+        if at != STRONGEST:
+            if int(at) >= len(tokens):
+                raise WorkbenchError(
+                    f"position {at} is not in prompt {prompt}, which has {len(tokens)} tokens; "
+                    "choose one of its list."
+                )
+            return Place(int(at), prompt)
+        table = self.sinks(run_id)
+        here = table.loc[table["prompt"] == prompt, "position"]
+        # The table begins with the largest share.
+        return Place(int(here.iloc[0]) if len(here) else 0, prompt)
+
+    def at_key(self, run_id: str, name: str, place: Place) -> Metric:
+        """A probe that takes a position, asked about one key; raises like the probe."""
+        run = self.run(run_id)
+
+        def ask() -> Metric:
+            return described(
+                name, _by_label(find(name)(place.of(run.stats), position=place.position))
+            )
+
+        return self.once("column", (run, name, place), ask)
+
+    def besides(self, run_id: str) -> Metric:
+        """The most attention that any key but the hidden sinks receives from each head."""
+        run = self.run(run_id)
+
+        def ask() -> Metric:
+            return described(_REMAINING, _by_label(find(_REMAINING)(self.masked(run_id))))
+
+        return self.once("column", (run, _REMAINING), ask)
+
+    def without_first(self, run_id: str, name: str) -> Metric | None:
+        """A metric without position 0, or None where that cannot be had exactly."""
+        run = self.run(run_id)
+
+        def ask() -> Metric | None:
+            table = masked_table(run.stats, name)
+            return None if table is None else described(name, _by_label(table))
+
+        return self.once("column", (run, name, "masked"), ask)
+
+    def companions(self, run_id: str) -> list[str]:
+        """Other runs of the same model and tower, newest first."""
+        about = self.run(run_id).manifest
+        return [
+            s.id
+            for s in self.list()
+            if not s.problem and s.id != run_id
+            and (s.model, s.kind) == (about["model"], about["kind"])
+        ]  # fmt: skip
+
+    def once(self, kind: str, key: Hashable, make: Callable[[], Any]) -> Any:
+        """`make()`, made once for `key` and kept for a while; `kind` is one of `_KEPT`."""
         with self._lock:
             kept = self._kept[kind]
             if key not in kept:
@@ -184,7 +274,7 @@ def metrics_of(heads: pd.DataFrame) -> dict[str, Metric]:
             index=pd.Index(heads["label"], name="label"),
         )
         if name not in empty and not np.isnan(table["value"].to_numpy()).all():
-            found[name] = _described(name, table)
+            found[name] = described(name, table)
     return found
 
 
@@ -200,7 +290,12 @@ def _column(heads: pd.DataFrame, name: str) -> np.ndarray:
     return heads[name].to_numpy(dtype="float64", na_value=np.nan)
 
 
-def _described(name: str, table: pd.DataFrame) -> Metric:
+def _by_label(table: pd.DataFrame) -> pd.DataFrame:
+    return table.set_index("label")
+
+
+def described(name: str, table: pd.DataFrame) -> Metric:
+    """A metric from its table (index label) and what its probe or the schema says of it."""
     if name in PROBES:
         info = PROBES[name].info  # type: ignore[attr-defined]
         null = info.null.split(":")[0].strip()
@@ -214,6 +309,7 @@ def _described(name: str, table: pd.DataFrame) -> Metric:
             null,
             info.paper,
             table,
+            info.direction == "low",
         )
     role = name.removeprefix("role_mass_") if name.startswith("role_mass_") else None
     variable = SCHEMA["role_mass" if role else name]
@@ -229,16 +325,3 @@ def _tokens(run: Run, prompt: int) -> pd.DataFrame:
     if table.empty:
         raise WorkbenchError(f"prompt {prompt} is not in this run; choose one from the list.")
     return table.assign(shown=[readings.show_token(str(t)) for t in table["text"]])
-
-
-def _sinks(run: Run) -> tuple[pd.DataFrame | None, str]:
-    try:
-        share = attention_share(run.stats, 0)
-        table = sink_positions(run.stats)
-    except WorkbenchError as reason:
-        return None, f"Sinks cannot be named for this run: {reason}"
-    text = (
-        f"Position 0 receives {100 * share.value:.1f} % of all attention "
-        f"(n = {share.n:,} prompts; uniform attention would give {100 * share.null:.1f} %)."
-    )
-    return table, text

@@ -216,8 +216,8 @@ def load(
 ) -> Model:
     """Open a model.
 
-    `x` is a hub id, a local directory, `"zoo:NAME"`, a transformers model, or a transformer-lens
-    `HookedTransformer` or `TransformerBridge`.  `device`, `dtype` and
+    `x` is a hub id, a local directory, `"zoo:NAME"` (or `"zoo:LABORATORY/RUN"`), a transformers
+    model, or a transformer-lens `HookedTransformer` or `TransformerBridge`.  `device`, `dtype` and
     `attention` change a model object that is given, in place.  `attention` is the backend that
     computes the outputs ("sdpa", "eager", "flash_attention_2", ...; default: the model's own
     choice).  Code from the hub runs only with `trust_remote_code=True`.  Raises `WorkbenchError` if
@@ -289,6 +289,11 @@ def _from_disk_or_hub(
 ) -> tuple[nn.Module, Any, Any, str]:
     import transformers
 
+    if x.startswith("zoo:") and x.removeprefix("zoo:").split("/")[0] in zoo.laboratories():
+        net, own = zoo.open_run(x.removeprefix("zoo:"))
+        if attention:
+            net.set_attn_implementation(attention)
+        return net.to(dtype) if dtype else net, tokenizer or own, None, ""
     where = str(zoo.path(x.removeprefix("zoo:"))) if x.startswith("zoo:") else x
     if (where.startswith((".", "/", "~")) or where.count("/") > 1) and not Path(
         where

@@ -45,21 +45,21 @@
   /* ---- addresses: inside one page they change its store, between pages Dash's router is told */
   const page = () => ($("page") ? $("page").dataset : {});
   const mounted = (url) => {
-    const [, , run, kind] = url.pathname.split("/").map(decodeURIComponent), here = page();
+    const [, area, run, kind = area] = url.pathname.split("/").map(decodeURIComponent), here = page();
     return here.kind === kind && here.run === run;
   };
   const publish = (url) => NS.set_props(`${page().kind}-url`, { data: url.pathname + url.search });
-  function show(href) {
+  function show(href, replace) {   // a slider on its way replaces the address, or every step would be one to go back
     const url = new URL(href, location.href);
     if (url.href === location.href) return;
     const inside = mounted(url);
-    history.pushState({}, "", url);
+    history[replace ? "replaceState" : "pushState"]({}, "", url);
     if (inside) publish(url); else window.dispatchEvent(new CustomEvent("_dashprivate_pushstate"));
   }
-  function patch(changes) {
+  function patch(changes, replace) {
     const url = new URL(location.href);
     for (const [k, v] of Object.entries(changes)) if (v === "") url.searchParams.delete(k); else url.searchParams.set(k, v);
-    show(url.href);
+    show(url.href, replace);
   }
   window.addEventListener("popstate", (event) => {
     if (!mounted(location)) return;
@@ -145,7 +145,7 @@
     },
     onmouseleave: (e) => { A.hover = ""; tip(e, ""); drawAtlas(); },
     onclick: (e) => { const k = atlasAt(e); if (k) patch({ sel: k.label === A.sel ? "" : k.label }); },
-    ondblclick: (e) => { const k = atlasAt(e); if (k) { tip(e, ""); show(headUrl(k.label)); } },
+    ondblclick: (e) => { const k = atlasAt(e); if (k) { tip(e, ""); show(headUrl(k.label, carried("head", location.href))); } },
   };
 
   /* ---- Head: the pattern; codes are bytes, round(255 p^(1/3)) */
@@ -266,7 +266,7 @@
     return [both.subarray(0, d.n_keys), both.subarray(d.n_keys)];
   }
   async function preview(q) {
-    if (!P.codes) return;
+    if (!P.codes) { $("strip-readout").textContent = "Without the pattern nothing is known of single tokens."; return; }
     const at = q ?? P.lock, serial = ++S.serial;
     S.now = q;
     S.painted.splice(0).forEach((e) => { e.removeAttribute("style"); e.classList.remove("from"); });
@@ -297,11 +297,11 @@
     const prompt = `${d.run}/${d.prompt}`, want = `${d.head}/${prompt}`;
     if (P.have === want && P.strip === $("strip")) return true;
     P.want = want;
-    const [reply, tokens] = await Promise.all([fetch(`${dataUrl(d)}/pattern/${d.head}/${d.prompt}`),
+    const [reply, tokens] = await Promise.all([d.problem ? null : fetch(`${dataUrl(d)}/pattern/${d.head}/${d.prompt}`),
       fetch(`${dataUrl(d)}/tokens/${d.prompt}`).then((r) => r.json())]);
-    const codes = new Uint8Array(await reply.arrayBuffer()), same = P.strip === $("strip") && P.prompt === prompt;
+    const codes = reply && new Uint8Array(await reply.arrayBuffer()), same = P.strip === $("strip") && P.prompt === prompt;
     if (P.want !== want || !$("strip")) return false;
-    const [rows, cols, factor] = ["X-Rows", "X-Columns", "X-Pooled"].map((name) => Number(reply.headers.get(name)));
+    const [rows, cols, factor] = ["X-Rows", "X-Columns", "X-Pooled"].map((name) => reply && Number(reply.headers.get(name)));
     Object.assign(P, { data: d, codes, tokens, rows, cols, factor, prompt, strip: $("strip"), have: want });
     if (!same) buildStrip();
     return true;
@@ -313,12 +313,24 @@
 
   /* ---- what Dash calls */
   const query = (url) => new URL(url, location.href).searchParams;
-  const usual = (name) => ({ ramp: "sqrt", top: 20, prompt: 0 })[name] ?? page()[name];   // value of an absent parameter
+  const SLIDERS = ["eps", "cos", "life", "logit"], NUMBERS = ["top", "prompt", ...SLIDERS];
+  const typed = (name, text) => (NUMBERS.includes(name) && text !== undefined ? Number(text) : text);
+  const written = {};   // what a control last wrote into the address, or read from it
+  const usual = (name) => ({ ramp: "sqrt", top: 20, prompt: 0 })[name] ?? typed(name, page()[name]);   // value of an absent parameter
   const current = (name, url) => {
     const text = query(url).get(name);
-    return text === null ? usual(name) : name === "top" || name === "prompt" ? Number(text) : text;
+    return text === null ? usual(name) : typed(name, text);
   };
   const label = (url) => url.split("?")[0].split("/")[4];   // of a path
+  /* what the pages of one run hand on to each other */
+  const CARRIED = { atlas: ["sel", "mask"], sinks: ["prompt", "sel", "mask"], head: ["prompt", "mask"] };
+  function carried(to, url) {
+    const q = query(url), all = new URLSearchParams();
+    for (const name of CARRIED[to] || []) if (q.get(name)) all.set(name, q.get(name));
+    if (to !== "head" && page().kind === "head") all.set("sel", label(url));
+    return all.size ? `?${all}` : "";
+  }
+  const toggleMask = () => patch({ mask: query(location.href).get("mask") === "1" ? "" : 1 });
   NS.wb = {
     theme: (clicks) => {
       if (clicks) root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark";
@@ -328,13 +340,42 @@
     copy: () => navigator.clipboard.writeText(location.href).then(() => "Copied", () => "Copy from the address bar"),
     control: (value, id) => {
       if (value === null || value === undefined || value === current(id.name, location.href)) return;
-      patch({ [id.name]: value === usual(id.name) ? "" : value, ...(id.name === "prompt" ? { query: "" } : {}) });
+      const text = SLIDERS.includes(id.name) ? Number(value.toFixed(6)) : value;
+      written[id.name] = text;
+      // A position belongs to its prompt.
+      const gone = id.name === "prompt" ? { query: "", ...(isFinite(current("at", location.href)) ? { at: "" } : {}) } : {};
+      patch({ [id.name]: text === usual(id.name) ? "" : text, ...gone }, SLIDERS.includes(id.name));
     },
-    sync: (url, id) => current(id.name, url),
+    sync: (url, id) => {   // a slider that moves faster than the page answers is not set back to where it was
+      const value = current(id.name, url), late = url !== location.pathname + location.search;
+      if (SLIDERS.includes(id.name) && (late || written[id.name] === value)) return stay();
+      return (written[id.name] = value);
+    },
     mask: (clicks, url) => {
-      if (NS.callback_context.triggered_id === "head-mask-button") KEYS.m();
-      return query(url).get("mask") === "1" ? "quiet on" : "quiet";
+      if ((NS.callback_context.triggered_id || "").endsWith("-mask")) toggleMask();
+      return query(url).get("mask") === "1" || (clicks && query(location.href).get("mask") === "1") ? "quiet on" : "quiet";
     },
+    tabs: (url) => {
+      const q = query(url), own = page().kind === "head" ? label(url) : q.get("sel") || page().head;
+      return NS.callback_context.outputs_list.map(({ id }) => {
+        const to = id.split("-tab-")[1].split("-")[0];
+        return to === "head" ? headUrl(own, carried(to, url)) : `/r/${encodeURIComponent(page().run)}/${to}${carried(to, url)}`;
+      });
+    },
+    part: (url, id, old) => {   // of an address what one part of the page depends on
+      const q = query(url), kept = new URLSearchParams();
+      for (const name of id.of.split(" ")) if (q.get(name) !== null) kept.set(name, q.get(name));
+      const now = url.split("?")[0] + (kept.size ? `?${kept}` : "");
+      return now === old ? stay() : now;
+    },
+    said: (value) => number(value),
+    poll: (state) => { if (state && state.running) setTimeout(() => NS.set_props("ablate-tick", { data: Date.now() }), 400); },
+    links: (url) => {
+      document.querySelectorAll("a[data-table]").forEach((a) => { a.href = `${dataUrl(page())}/sinks/${a.dataset.table}.csv${new URL(url, location.href).search}`; });
+      return Date.now();
+    },
+    spot: (click) => { if (click && isFinite(click.points[0].customdata)) patch({ at: click.points[0].customdata }); },
+    fill: (rows, id) => { fill(id, rows || [], null); return ""; },
     atlas: (data, url) => {
       if (!data) return stay();
       A.data = data; A.sel = query(url).get("sel") || "";
@@ -342,17 +383,28 @@
       legend("atlas-legend", scale(data.signed ? "--diverge" : "--ramp"), [data.low, (data.low + data.high) / 2, data.high].map(number), data.words);
       return Date.now();
     },
-    rows: (url) => ({ ids: [query(url).get("sel")].filter(Boolean) }),
-    cell: (clicked) => { if (clicked && clicked.rowId) patch({ sel: clicked.rowId }); },
+    rows: (url) => {   // of a list of heads, or of sinks: "prompt.position"
+      const q = query(url);
+      return { ids: [page().kind === "sinks" ? `${q.get("prompt") || 0}.${q.get("at")}` : q.get("sel")].filter(Boolean) };
+    },
+    cell: (clicked) => {
+      if (!clicked || !clicked.rowId) return;
+      const [prompt, at] = clicked.rowId.split(".");
+      patch(page().kind === "sinks" ? { prompt: prompt === "0" ? "" : prompt, at } : { sel: clicked.rowId });
+    },
     point: (click) => { if (click && click.points[0].customdata) patch({ sel: click.points[0].customdata }); },
+    square: (click) => {   // of a heat map Dash hands on no customdata
+      const { x, y, z } = (click && click.points[0]) || {};
+      if (z !== undefined && z !== null) patch({ sel: `${page().head[0]}${y}H${x}` });
+    },
     head: async (data, url) => {
       if (!data || data.head !== label(url) || data.prompt !== current("prompt", url)) return stay();
       H.data = data;
       const q = query(url), locked = q.get("query");
       fill("head-metrics", data.metrics, null);
       $("pattern-hidden").textContent = data.problem;
-      if (data.problem) P.have = P.codes = null;
-      if (data.problem || !(await loadHead(data))) return stay();
+      $("page").classList.toggle("bare", Boolean(data.problem));   // what cannot be drawn is taken away
+      if (!(await loadHead(data))) return stay();
       Object.assign(P, { ramp: q.get("ramp") || "sqrt", mask: q.get("mask") === "1", lock: locked === null ? null : Number(locked), picture: null });
       Object.assign($("pattern-canvas"), patternEvents); Object.assign($("strip"), stripEvents);
       hover(null);
@@ -372,6 +424,7 @@
     step: () => move((NS.callback_context.triggered_id || "").replace("go-", "")),
   };
 
+  window.workbench = { $, css, clamp, stay, number, scale, rgb, paint, RAMPS, legend, make, patch, query, fit, turned, font, tip, prob };   // for the other scripts
   (window.dashAgGridFunctions = window.dashAgGridFunctions || {}).wbNumber = number;
   /* ---- keyboard */
   function move(way) {
@@ -387,12 +440,13 @@
   };
   const KEYS = {
     j: () => move("down"), k: () => move("up"), h: () => move("left"), l: () => move("right"),
-    "[": () => turn(-1), "]": () => turn(1), m: () => patch({ mask: query(location.href).get("mask") === "1" ? "" : 1 }), Escape: () => patch({ query: "" }),
+    "[": () => turn(-1), "]": () => turn(1), Escape: () => patch({ query: "" }),
   };
   document.addEventListener("keydown", (e) => {
     if (e.ctrlKey || e.metaKey || e.altKey || e.target.closest("input, textarea, select, [role=combobox], [role=listbox], .ag-root")) return;
+    if (e.key === "m" && ["atlas", "sinks", "head"].includes(page().kind)) toggleMask();
     if (page().kind === "head" && H.data && KEYS[e.key]) { KEYS[e.key](); e.preventDefault(); }
-    if (page().kind === "atlas" && e.key === "Enter" && A.sel && e.target === document.body) show(headUrl(A.sel));
+    if (page().kind === "atlas" && e.key === "Enter" && A.sel && e.target === document.body) show(headUrl(A.sel, carried("head", location.href)));
   });
   window.addEventListener("resize", () => { drawAtlas(); drawPattern(); });
   root.dataset.theme = localStorage.getItem("workbench-theme") || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");

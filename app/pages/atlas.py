@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from dash import ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
 from dash.exceptions import PreventUpdate
 from dash_ag_grid import AgGrid
 
-from workbench.app import figures, parts, readings
+from workbench.app import figures, masking, parts, readings, sink_figures, sink_readings
 from workbench.app.readings import Metric
 from workbench.app.store import store
 from workbench.app.urls import AtlasState, HeadState, atlas_state, decode, encode
@@ -61,6 +60,7 @@ def _page(state: AtlasState) -> html.Div:
         # What an address without a metric means, for the script.
         metric=store().metric(state.run, "").name,
         metric2=store().metric(state.run, "", 1).name,
+        head=store().lead(state.run),
     )
 
 
@@ -163,10 +163,10 @@ def _table_box(state: AtlasState) -> html.Section:
 
 
 def _sinks_box(run: str) -> html.Section:
-    table, sentence = store().sinks(run)
+    table, sentence = store().sinks_or_reason(run)
     children: list[Any] = [html.P(sentence, id="sinks-sentence", className="sentence")]
     if table is not None and len(table):
-        named = name_sinks(table, store().run(run).tokens)
+        named = sink_readings.name_sinks(table, store().run(run).tokens)
         head = ["token", "position", "in prompts", "heads", "share", "uniform"]
         rows = [
             [html.Code(token), place, f"{prompts:,}", f"{heads:,}", f"{100 * share:.1f} %",
@@ -188,7 +188,8 @@ def _sinks_box(run: str) -> html.Section:
             html.P(
                 f"A sink receives more than {readings.number(threshold)} of the attention of at "
                 "least one head, averaged over the queries that see it; heads: most of any "
-                "prompt; share: of all attention of its prompts, mean over them.",
+                "prompt; share: of all attention of its prompts, mean over them. Keys that fewer "
+                f"than {table.attrs['min_queries']} queries see are left out.",
                 className="note",
             )
         )
@@ -196,31 +197,8 @@ def _sinks_box(run: str) -> html.Section:
         children.append(html.P("No position is a sink of any head in this run."))
     children.append(html.H3("share of all attention on position 0, by layer"))
     children.append(parts.graph("sinks-layers", "tiny"))
-    return parts.box("Sinks", children, note="tokens on which attention is parked")
-
-
-def name_sinks(table: pd.DataFrame, tokens: pd.DataFrame) -> pd.DataFrame:
-    """Sink tokens of single prompts joined by token and place: first, last, or the position itself.
-
-    Columns: token, place, prompts, heads (largest), share and null (means over prompts), by share.
-    """
-    ordered = tokens.sort_values("position")
-    # The last position of a prompt overwrites the earlier ones.
-    last = dict(zip(ordered["prompt"], ordered["position"], strict=True))
-    ends = np.array([last[prompt] for prompt in table["prompt"]], dtype=np.int64)
-    place = np.where(
-        table["position"] == 0,
-        "first",
-        np.where(table["position"] == ends, "last", table["position"].astype(str)),
-    )
-    shown = [readings.show_token(str(t)) for t in table["token"]]
-    grouped = table.assign(place=place, token=shown).groupby(["token", "place"], sort=False)
-    named = grouped.agg(
-        prompts=("prompt", "nunique"), heads=("n_heads", "max"), share=("share", "mean"),
-        null=("null_share", "mean"),
-    ).reset_index()  # fmt: skip
-    named["weight"] = named["share"] * named["prompts"]
-    return named.sort_values("weight", ascending=False, ignore_index=True).drop(columns="weight")
+    note = "tokens on which attention is parked; more on the page Sinks"
+    return parts.box("Sinks", children, note=note)
 
 
 def cells(metric: Metric, second: Metric, spec: Spec, kind: str) -> dict[str, Any]:
@@ -271,9 +249,9 @@ def _plain(value: float) -> float | None:
 
 
 def ranking(metric: Metric, second: Metric, top: int) -> tuple[list[dict], list[dict]]:
-    """(columns, rows) of the table: heads by the first metric, the second one beside it."""
+    """(columns, rows) of the table: the most telling heads by the first metric first."""
     table = metric.table.dropna(subset=["value"])
-    table = table.sort_values("value", ascending=False, kind="stable")
+    table = table.sort_values("value", ascending=metric.low_tells, kind="stable")
     labels = [str(label) for label in table.index[: top or None]]
     rows = [
         {
@@ -313,14 +291,12 @@ def register(app: Dash) -> None:
     def values(url: str, shown: dict | None) -> tuple:
         state = _here(url)
         metric, second = _two(state)
-        if shown and (shown["metric"], shown["metric2"], shown["top"]) == (
-            metric.name, second.name, state.top,
-        ):  # fmt: skip
+        key = [metric.name, second.name, state.top, state.mask]
+        if shown and shown["key"] == key:
             raise PreventUpdate
         about = store().run(state.run).manifest
         data = cells(metric, second, Spec.from_json(about["spec"]), about["kind"])
-        question = f"{metric.question} Unit: {metric.units}."
-        return {**data, "top": state.top}, question, *ranking(metric, second, state.top)
+        return {**data, "key": key}, _question(state, metric), *ranking(metric, second, state.top)
 
     @app.callback(
         Output("atlas-scatter", "figure"), Input("atlas-url", "data"), Input("theme", "data")
@@ -333,6 +309,7 @@ def register(app: Dash) -> None:
 
     _register_selection(app)
     _register_scripts(app)
+    parts.register_bar(app, "atlas")
 
 
 def _register_selection(app: Dash) -> None:
@@ -344,7 +321,10 @@ def _register_selection(app: Dash) -> None:
     def layers(theme: str | None, url: str) -> Any:
         if theme is None:
             raise PreventUpdate
-        return figures.by_layer(store().first_share(_here(url).run), theme)
+        stats = store().run(_here(url).run).stats
+        if "key_mass" not in stats:
+            return figures.empty(theme, "The attention keys receive (key_mass) was not captured.")
+        return sink_figures.by_layer({"position 0": sink_readings.share_by_layer(stats)}, theme)
 
     @app.callback(
         Output("atlas-selected", "children"),
@@ -358,7 +338,8 @@ def _register_selection(app: Dash) -> None:
         if state.sel not in metric.table.index:
             return "No head selected: click a cell, a row or a point.", "", no_update
         text = f"{state.sel}: {metric.name} {readings.evidence(metric, state.sel)}"
-        return text, f"Open {state.sel} →", encode(HeadState(state.run, state.sel))
+        head = HeadState(state.run, state.sel, mask=state.mask)
+        return text, f"Open {state.sel} →", encode(head)
 
     @app.callback(
         Output("atlas-table", "exportDataAsCsv"),
@@ -392,4 +373,20 @@ def _here(url: str) -> AtlasState:
 
 
 def _two(state: AtlasState) -> tuple[Metric, Metric]:
-    return store().metric(state.run, state.metric), store().metric(state.run, state.metric2, 1)
+    return _shown(state, state.metric, 0), _shown(state, state.metric2, 1)
+
+
+def _shown(state: AtlasState, name: str, default: int) -> Metric:
+    """A metric, without position 0 where the sinks are masked and that can be had."""
+    metric = store().metric(state.run, name, default)
+    return (state.mask and store().without_first(state.run, metric.name)) or metric
+
+
+def _question(state: AtlasState, metric: Metric) -> str:
+    words = f"{metric.question} Unit: {metric.units}."
+    if metric.low_tells:
+        words += " Low values tell: the lowest stand first."
+    if state.mask:
+        masked = store().without_first(state.run, metric.name) is not None
+        words += f" {masking.about_mask(metric.name, masked)}"
+    return words

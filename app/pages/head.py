@@ -18,6 +18,8 @@ PAGE = {
     "title": "Head · Attention Workbench",
 }
 _CONTROLS = ("prompt", "ramp")
+# The figures below the pattern do not depend on the locked query.
+_PROFILES = {"part": "profiles", "of": "prompt mask"}
 _WAYS = {"left": ("←", "h"), "right": ("→", "l"), "up": ("↑", "k"), "down": ("↓", "j")}
 
 
@@ -42,7 +44,8 @@ def _page(state: HeadState) -> html.Div:
             dcc.Store(id="head-cross"),
             dcc.Store(id="head-drawn"),
             dcc.Store(id="cross-drawn"),
-            parts.bar(run, "head", encode(state)),
+            dcc.Store(id=_PROFILES),
+            parts.bar(run, "head"),
             html.Main(
                 [
                     _title(),
@@ -57,6 +60,7 @@ def _page(state: HeadState) -> html.Div:
             ),
         ],
         run=state.run,
+        head=state.head,
     )
 
 
@@ -74,6 +78,7 @@ def _title() -> html.Div:
                 [html.P(id="head-verdict", className="verdict"), html.P(id="head-evidence")],
                 className="says",
             ),
+            dcc.Link("Ablate it →", href="/", id="head-tab-sinks-ablate", className="open"),
         ],
         className="title",
     )
@@ -95,9 +100,8 @@ def _control(name: str) -> dict[str, str]:
 def _pattern_box(state: HeadState) -> html.Section:
     ramps = [{"label": r, "value": r} for r in RAMPS]
     prompts = [
-        {"label": _prompt_name(state.run, p), "value": p} for p in store().prompts(state.run)
+        {"label": parts.prompt_name(state.run, p), "value": p} for p in store().prompts(state.run)
     ]
-    hide = html.Button("Mask sinks (m)", id="head-mask-button", className="quiet")
     return parts.box(
         "Pattern",
         [
@@ -121,7 +125,6 @@ def _pattern_box(state: HeadState) -> html.Section:
                     parts.control(
                         "ramp", dcc.RadioItems(ramps, state.ramp, inline=True, id=_control("ramp"))
                     ),
-                    hide,
                     html.Span(id="pattern-hidden", className="hidden-mass"),
                 ],
                 className="row",
@@ -144,13 +147,6 @@ def _pattern_box(state: HeadState) -> html.Section:
         note="recomputed from q and k",
         className="pattern",
     )
-
-
-def _prompt_name(run: str, prompt: int) -> str:
-    table = store().tokens(run, prompt)
-    words = table.loc[table["role"] != "special", "text"].astype(str).head(9)
-    text = " ".join(w.strip() for w in words if w.strip())
-    return f"{prompt}: {text[:56]}… ({len(table):,} tokens)"
 
 
 def _tokens_box() -> html.Section:
@@ -282,24 +278,43 @@ def crossing(state: HeadState) -> dict[str, Any]:
 
 
 def profiles(state: HeadState, theme: str) -> tuple[Any, Any]:
-    """Figures of distance and of attention received."""
+    """Figures of distance and of attention received; the mask leaves sinks out of the second.
+
+    Without a pattern the second comes from the statistics of the run, the first has nothing to say.
+    """
     kept = store()
-    pattern = kept.pattern(state.run, state.head, state.prompt)
-    seen = kept.visible(state.run, state.head, state.prompt)
-    site = kept.site(state.run, state.head)
-    bins = readings.by_distance(pattern, seen)
+    site, stats = kept.site(state.run, state.head), kept.run(state.run).stats
     names = kept.tokens(state.run, state.prompt)["shown"].tolist()
+    pattern, problem = _pattern(state)
+    means = None
+    if "key_mean" in stats:
+        head = int(state.head.split("H")[1])
+        means = stats["key_mean"].sel(layer=site.layer, head=head)
     everywhere = None
-    stats = kept.run(state.run).stats
-    if "key_mean" in stats and stats.data.sizes["prompt"] > 1:
-        layer, head = site.layer, int(state.head.split("H")[1])
-        everywhere = stats["key_mean"].sel(layer=layer, head=head).mean("prompt").to_numpy()
+    if means is not None and means.sizes["prompt"] > 1:
+        everywhere = means.mean("prompt").to_numpy()
+    if pattern is None:
+        distance = figures.empty(theme, problem)
+        if means is None:
+            return distance, figures.empty(theme, problem)
+        here = means.sel(prompt=state.prompt).to_numpy()[: len(names)]
+        seen = readings.visible(len(here), len(here), site.causal, site.window)
+    else:
+        seen = kept.visible(state.run, state.head, state.prompt)
+        distance = figures.distance(readings.by_distance(pattern, seen), site.causal, theme)
+        here = readings.received(pattern, seen)
     uniform = readings.received(seen / np.maximum(seen.sum(1, keepdims=True), 1), seen)
-    here = readings.received(pattern, seen)
-    return (
-        figures.distance(bins, site.causal, theme),
-        figures.profile(here, everywhere, names, uniform, theme),
-    )
+    if state.mask:
+        hidden = [k for k in kept.sink_columns(state.run, state.prompt) if k < len(here)]
+        here = _without(here, hidden)
+        everywhere = None if everywhere is None else _without(everywhere, hidden)
+    return distance, figures.profile(here, everywhere, names, uniform, theme)
+
+
+def _without(values: np.ndarray, hidden: list[int]) -> np.ndarray:
+    values = np.array(values, dtype=float)
+    values[hidden] = np.nan
+    return values
 
 
 def register(app: Dash) -> None:
@@ -324,15 +339,13 @@ def register(app: Dash) -> None:
     @app.callback(
         Output("head-distance", "figure"),
         Output("head-received", "figure"),
-        Input("head-data", "data"),
+        Input(_PROFILES, "data"),
         Input("theme", "data"),
     )
-    def graphs(data: dict | None, theme: str | None) -> tuple:
-        if not data or theme is None:
+    def graphs(url: str | None, theme: str | None) -> tuple:
+        if not url or theme is None:
             raise PreventUpdate
-        if data["problem"]:
-            return figures.base(theme), figures.base(theme)
-        return profiles(HeadState(data["run"], data["head"], data["prompt"]), theme)
+        return profiles(_here(url), theme)
 
     @app.callback(
         Output("head-cross", "data"),
@@ -355,8 +368,9 @@ def _register_scripts(app: Dash) -> None:
     script("cross", Output("cross-drawn", "data"), Input("head-cross", "data"))
     script("png", Input("save-png", "n_clicks"), wait=True)
     script("step", *(Input(f"go-{way}", "n_clicks") for way in _WAYS), wait=True)
-    script("mask", Output("head-mask-button", "className"), Input("head-mask-button", "n_clicks"),
-           Input("head-url", "data"))  # fmt: skip
+    parts.register_bar(app, "head", "sinks-ablate")
+    script("part", Output(_PROFILES, "data"), Input("head-url", "data"), State(_PROFILES, "id"),
+           State(_PROFILES, "data"))  # fmt: skip
     for name in _CONTROLS:
         this = _control(name)
         script("control", Input(this, "value"), State(this, "id"), wait=True)

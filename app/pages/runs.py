@@ -5,6 +5,7 @@ from __future__ import annotations
 from dash import Dash, dcc, html
 
 from workbench.app import parts
+from workbench.app.pages import training
 from workbench.app.store import Store, store
 from workbench.app.urls import AtlasState, encode
 from workbench.errors import WorkbenchError
@@ -32,6 +33,9 @@ def layout(**_: str) -> html.Div:
                         className="lead",
                     ),
                     html.Div(cards, className="cards"),
+                    html.H1("Laboratories"),
+                    html.P("Training runs to scrub through, step by step.", className="lead"),
+                    html.Div(training.cards(), className="cards"),
                 ],
                 className="home",
             ),

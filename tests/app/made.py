@@ -1,6 +1,7 @@
 """Runs with a known answer: heads planted in queries and keys, no model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,27 @@ def write_run(
         table = heads_table(stats)
         run.add_summary(wide({str(n): t for n, t in table.groupby("probe", sort=False)}))
     return run
+
+
+def with_secondary(stats: HeadStats, position: int, life: range) -> HeadStats:
+    """The same with a residual stream: position 0 is a primary sink in every layer, `position` of
+    prompt 0 points along it after the layers of `life`, everything else does not."""
+    n_prompts, longest = len(stats.lengths), int(stats.lengths.max())
+    shape = (n_prompts, N_LAYERS + 1, longest)
+    norm, cos = np.ones(shape), np.full(shape, 0.2)
+    norm[:, 1:, 0], cos[..., 0] = 100.0, 1.0
+    for layer in life:
+        cos[0, layer + 1, position] = 0.97
+    for prompt, length in enumerate(stats.lengths.to_numpy()):
+        norm[prompt, :, length:] = cos[prompt, :, length:] = np.nan
+    levels = {"stream": np.arange(N_LAYERS + 1), "candidate": [0]}
+    rows = ("prompt", "stream", "candidate", "query")
+    made = {
+        "resid_norm": (("prompt", "stream", "query"), norm.astype("float32")),
+        "resid_cos": (rows, cos[:, :, None].astype("float32")),
+        "resid_cos_trimmed": (rows, cos[:, :, None].astype("float32")),
+    }
+    return replace(stats, data=stats.data.assign_coords(levels).assign(made))
 
 
 def break_run(path: Path) -> None:

@@ -1,102 +1,16 @@
 """A real browser on both pages; a console error, page error or external request fails."""
 
 import re
-import subprocess
-import sys
-import time
-from urllib.parse import urlsplit
 
 import pytest
+from app_driving import PATIENCE, address, drawn, go, until, wait_address
 from app_made import HOSTILE, head_stats, pattern, write_run
 
 from workbench.app import readings
 from workbench.app.store import Store
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 # Playwright keeps an event loop whose sockets Python reports when it collects them.
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore::ResourceWarning")]
-
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-SECOND = 1000
-PATIENCE = 20 * SECOND
-
-
-@pytest.fixture(scope="module")
-def link(runs_root):
-    """A viewer in a process of its own; the address it printed."""
-    program = f"from workbench.app.server import serve; serve({str(runs_root)!r}, port=0)"
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-c", program],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        line = process.stdout.readline()
-        assert "http" in line, f"the viewer printed {line!r}"
-        yield re.search(r"http\S+", line).group(0)
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
-        process.stdout.close()
-
-
-@pytest.fixture(scope="module")
-def browser(browser_path):
-    with sync_api.sync_playwright() as play:
-        found = play.chromium.launch(executable_path=browser_path, args=ARGUMENTS)
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def page(browser, link):
-    """A logged-in page; what went wrong on it is asserted when the test is over."""
-    context = browser.new_context(viewport={"width": 1400, "height": 900}, color_scheme="light")
-    opened, wrong = context.new_page(), []
-    opened.set_default_timeout(PATIENCE)
-    home = urlsplit(link)
-
-    def watch(request):
-        target = urlsplit(request.url)
-        if target.scheme not in ("data", "blob") and target.netloc != home.netloc:
-            wrong.append(f"external request {request.url}")
-
-    opened.on("request", watch)
-    opened.on("console", lambda m: m.type == "error" and wrong.append(f"console: {m.text}"))
-    opened.on("pageerror", lambda e: wrong.append(f"page error: {e}"))
-    opened.on("response", lambda r: r.status >= 500 and wrong.append(f"{r.status} {r.url}"))
-    opened.goto(link)
-    yield opened
-    opened.wait_for_timeout(200)
-    context.close()
-    assert not wrong, "\n".join(wrong)
-
-
-def go(page, link, path):
-    page.goto(f"http://{urlsplit(link).netloc}{path}")
-
-
-def address(page) -> str:
-    parts = urlsplit(page.url)
-    return parts.path + (f"?{parts.query}" if parts.query else "")
-
-
-def drawn(page, canvas) -> int:
-    """Number of different colours on a canvas: zero or one means that nothing was drawn."""
-    script = """id => { const c = document.getElementById(id);
-      const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data, seen = new Set();
-      for (let i = 0; i < d.length; i += 4) seen.add(`${d[i]} ${d[i + 1]} ${d[i + 2]}`);
-      return seen.size; }"""
-    return page.evaluate(script, canvas)
 
 
 def cell(page, row, column, n_heads=6, gap=4):
@@ -105,24 +19,6 @@ def cell(page, row, column, n_heads=6, gap=4):
     w = (width - 46 - gap - 2) / n_heads
     h = min(max(w * 0.72, 7), 42)
     return {"x": 46 + column * w + (column // 3) * gap + w / 2, "y": 40 + row * h + h / 2}
-
-
-def until(page, expression, arg=None, patience=PATIENCE):
-    """Wait for a condition; Playwright's own waiting needs eval, which the policy forbids."""
-    end = time.monotonic() + patience / SECOND
-    while time.monotonic() < end:
-        try:
-            if page.evaluate(expression, arg):
-                return
-        except sync_api.Error:
-            # The page is changing; its elements are not there yet.
-            pass
-        page.wait_for_timeout(50)
-    pytest.fail(f"not within {patience / SECOND:.0f} s: {expression} {arg!r} at {page.url}")
-
-
-def wait_address(page, wanted):
-    until(page, "wanted => location.pathname + location.search === wanted", wanted)
 
 
 def test_from_home_to_a_head_and_back(page, link, runs_root):
@@ -223,7 +119,7 @@ def test_tokens_pattern_mask_theme_and_history(page, link):
     share = 100 * pattern(head_stats().arrays, 0, 1, 0)[:, 0].sum() / 40
     assert f"hidden: {share:.1f} %" in page.inner_text("#pattern-hidden")
     assert page.locator("#pattern-canvas").screenshot() != before
-    page.click("#head-mask-button")
+    page.click("#head-mask")
     wait_address(page, "/r/planted/head/L1H0?query=12")
 
     page.get_by_text("log", exact=True).click()

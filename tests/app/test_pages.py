@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from app_made import HOSTILE, LENGTHS, MISSING, N_HEADS, head_stats, pattern, write_run
 
-from workbench.app import readings
+from workbench.app import readings, sink_readings
 from workbench.app.pages import atlas, head, runs
 from workbench.app.store import Store
 from workbench.app.urls import AtlasState, HeadState
@@ -32,10 +32,14 @@ def call(client, output, inputs, state=()):
         "output": output,
         "outputs": specs if output.startswith("..") else specs[0],
         "inputs": inputs,
-        "changedPropIds": [f"{i['id']}.{i['property']}" for i in inputs],
+        "changedPropIds": [f"{_text(i['id'])}.{i['property']}" for i in inputs],
         "state": list(state),
     }
     return client.post("/_dash-update-component", json=body)
+
+
+def _text(name) -> str:
+    return name if isinstance(name, str) else json.dumps(name, separators=(",", ":"))
 
 
 def test_home_shows_whole_runs_as_links_and_broken_ones_with_the_reason(inside):
@@ -113,8 +117,8 @@ def test_the_ranking_is_by_value_and_cut(runs_root):
 
 def test_sinks_are_named_by_token_and_place(runs_root):
     kept = Store(runs_root)
-    table, sentence = kept.sinks("planted")
-    named = atlas.name_sinks(table, kept.run("planted").tokens)
+    table, sentence = kept.sinks_or_reason("planted")
+    named = sink_readings.name_sinks(table, kept.run("planted").tokens)
     assert (named.loc[0, "token"], named.loc[0, "place"]) == ("<s>", "first")
     assert named.loc[0, "prompts"] == len(LENGTHS)
     assert "% of all attention" in sentence
@@ -146,10 +150,10 @@ def test_a_click_sends_less_than_300_kb_for_512_tokens(tmp_path):
              [{"id": "head-url", "property": "data", "value": url}],
              [{"id": "head-data", "property": "data", "value": None}]),
     ]  # fmt: skip
-    facts = sent[-1].json["response"]["head-data"]["data"]
+    part = {"of": "prompt mask", "part": "profiles"}
     sent.append(
         call(client, "..head-distance.figure...head-received.figure..",
-             [{"id": "head-data", "property": "data", "value": facts},
+             [{"id": part, "property": "data", "value": url},
               {"id": "theme", "property": "data", "value": "light"}])
     )  # fmt: skip
     assert [r.status_code for r in sent] == [200] * 5

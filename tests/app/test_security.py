@@ -26,6 +26,9 @@ ROUTES = [
     "/data/planted/pattern/L1H0/0.svg",
     "/data/planted/pattern/L1H0/0.csv",
     "/data/planted/heads.csv",
+    "/r/planted/sinks?mask=1",
+    "/data/planted/sinks/list.csv?eps=0.2",
+    "/data/planted/sinks/received.csv?mask=1",
 ]
 
 
@@ -221,10 +224,12 @@ def test_no_source_of_the_app_evaluates_or_unpickles(root):
     for path in (root / "app").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"\b(pickle|allow_pickle)\b|\b(eval|exec)\(|dangerously", text), path
-    script = (root / "app/assets/workbench.js").read_text(encoding="utf-8")
-    assert not re.search(
-        r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\(|https?://", script
-    )
+    scripts = list((root / "app/assets").glob("*.js"))
+    assert scripts
+    for path in scripts:
+        script = path.read_text(encoding="utf-8")
+        forbidden = r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\(|https?://"
+        assert not re.search(forbidden, script), path
 
 
 def test_serving_prints_the_link_and_the_tunnel(runs_root, monkeypatch):
@@ -244,7 +249,7 @@ client = build({str(runs_root)!r}, token=None).server.test_client()
 for route in {ROUTES!r}:
     with client.get(route) as reply:
         assert reply.status_code == 200, route
-from workbench.app.pages import atlas, head
+from workbench.app.pages import atlas, head, sinks
 heavy = [m for m in ("torch", "transformers", "transformer_lens", "sae_lens") if m in sys.modules]
 assert not heavy, heavy
 """

@@ -2,13 +2,18 @@ import itertools
 
 import pytest
 
-from workbench.app.urls import AtlasState, HeadState, decode, encode, head_of, is_run_id
+from workbench.app.urls import AtlasState, HeadState, SinksState, decode, encode, head_of, is_run_id
 from workbench.errors import WorkbenchError
 
 ATLAS = [
     AtlasState(*values)
     for values in itertools.product(
-        ("demo", "a.b-c_1"), ("", "sink_mass"), ("", "role_mass_special"), ("", "V3H5"), (20, 0)
+        ("demo", "a.b-c_1"),
+        ("", "sink_mass"),
+        ("", "role_mass_special"),
+        ("", "V3H5"),
+        (20, 0),
+        (False, True),
     )
 ]
 HEADS = [
@@ -19,13 +24,28 @@ HEADS = [
 ]
 
 
-@pytest.mark.parametrize("state", ATLAS + HEADS, ids=encode)
+SINKS = [
+    SinksState("demo", *values)
+    for values in itertools.product(
+        (0, 2), ("", "0", "strongest", "17"), ("sink_mass", "value_drain"), (None, 0),
+        ("log", "linear"), (0.3, 0.05), (0.9, 0.95), (0.1, 0.0), ("", "other"),
+    )
+] + [
+    SinksState("demo", sel="L1H2", op=op, scope=scope, logit=logit, mask=mask)
+    for op, scope, logit, mask in itertools.product(
+        ("zero", "drop", "null"), ("head", "layer", "all"), (0.0, -2.5), (False, True)
+    )
+]  # fmt: skip
+EVERY = ATLAS + HEADS + SINKS
+
+
+@pytest.mark.parametrize("state", EVERY, ids=encode)
 def test_every_state_survives_the_address(state):
     assert decode(encode(state)) == state
 
 
 def test_every_state_has_its_own_address():
-    addresses = [encode(s) for s in ATLAS + HEADS]
+    addresses = [encode(s) for s in EVERY]
     assert len(set(addresses)) == len(addresses)
 
 
@@ -37,6 +57,10 @@ def test_the_documented_addresses():
         "demo", "sink_mass", "qk_distance", "L9H6"
     )
     assert encode(AtlasState("demo")) == "/r/demo/atlas"
+    assert encode(SinksState("demo", 3, "12", eps=0.25, mask=True)) == (
+        "/r/demo/sinks?prompt=3&at=12&eps=0.25&mask=1"
+    )
+    assert encode(AtlasState("demo", mask=True)) == "/r/demo/atlas?mask=1"
 
 
 def test_unknown_parameters_are_dropped():
@@ -58,6 +82,13 @@ def test_unknown_parameters_are_dropped():
         ("/r/demo/atlas?metric=a%27b", "a'b"),
         ("/r/demo/atlas?sel=%3Cb%3E", "<b>"),
         ("/elsewhere", "/elsewhere"),
+        ("/r/demo/sinks?eps=1.5", "1.5"),
+        ("/r/demo/sinks?cos=nan", "nan"),
+        ("/r/demo/sinks?life=1e-3", "1e-3"),
+        ("/r/demo/sinks?at=first+one", "first one"),
+        ("/r/demo/sinks?op=explode", "explode"),
+        ("/r/demo/sinks?other=..", "'..'"),
+        ("/r/demo/sinks?logit=101", "101"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_by_name(url, named):

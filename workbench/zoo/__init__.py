@@ -1,28 +1,49 @@
 """Model zoo: small models trained here whose mechanism is known, shipped with recipe and card.
 
+A member is a model, `zoo:NAME`, or a laboratory: a whole set of training runs with what was logged
+while they learned (`workbench.zoo.trajectory`), each run a model too, `zoo:NAME/RUN`.
+
 Nothing is imported but the standard library, so that listing the zoo costs nothing.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["card", "names", "path"]
+if TYPE_CHECKING:
+    from workbench.zoo.trajectory import Results
 
-# A folder under here is a member of the zoo when it holds a model configuration.
+__all__ = ["card", "code_of", "laboratories", "laboratory", "names", "open_run", "path"]
+
 _WEIGHTS = Path(__file__).resolve().parent / "weights"
+# A folder under it is a model when it holds the first file, a laboratory when it holds the second.
+_MODEL, _LABORATORY = "config.json", "laboratory.json"
+# The code of each laboratory: `shipped` makes it and opens its runs, `published` has what others
+# measured.
+_CODE = {"bigram-backcopy": "workbench.zoo.backcopy"}
 
 
 def names() -> tuple[str, ...]:
     """Names of the shipped models, sorted; each is loaded as ``zoo:<name>``."""
+    return _holding(_MODEL)
+
+
+def laboratories() -> tuple[str, ...]:
+    """Names of the shipped laboratories, sorted."""
+    return _holding(_LABORATORY)
+
+
+def _holding(file: str) -> tuple[str, ...]:
     if not _WEIGHTS.is_dir():
         return ()
-    return tuple(sorted(p.name for p in _WEIGHTS.iterdir() if (p / "config.json").is_file()))
+    return tuple(sorted(p.name for p in _WEIGHTS.iterdir() if (p / file).is_file()))
 
 
 def path(name: str) -> Path:
-    """Directory with the weights, tokenizer, recipe, curve and card of one shipped model."""
-    known = names()
+    """Directory of one shipped model or laboratory, with its weights, recipe and card."""
+    known = (*names(), *laboratories())
     if name not in known:
         from workbench.errors import WorkbenchError
 
@@ -32,5 +53,28 @@ def path(name: str) -> Path:
 
 
 def card(name: str) -> str:
-    """Model card of one shipped model (Markdown): what it is, how it was made, what it shows."""
+    """Card of one member (Markdown): what it is, how it was made, what it shows."""
     return (path(name) / "CARD.md").read_text(encoding="utf-8")
+
+
+def laboratory(name: str) -> Results:
+    """What a shipped laboratory logged and its weights, without training anything."""
+    from workbench.zoo.trajectory import Results
+
+    if name not in laboratories():
+        from workbench.errors import WorkbenchError
+
+        listed = ", ".join(laboratories()) or "none"
+        raise WorkbenchError(f"there is no laboratory {name!r} in the zoo; known names: {listed}.")
+    return Results(path(name))
+
+
+def code_of(name: str, module: str) -> Any:
+    """A module of a laboratory's code (`shipped`, `published`), None for one made elsewhere."""
+    return import_module(f"{_CODE[name]}.{module}") if name in _CODE else None
+
+
+def open_run(name: str) -> tuple[Any, Any]:
+    """Network and tokenizer of `LABORATORY/RUN`, or of `LABORATORY`: the run its card names."""
+    laboratory_name, _, run = name.partition("/")
+    return code_of(laboratory_name, "shipped").open_run(laboratory(laboratory_name), run)

@@ -38,8 +38,9 @@ _SLACK = 1e-4
 
 
 def declare(data: xr.Dataset, variables: Iterable[Variable]) -> xr.Dataset:
-    """Check dims and bounds of every variable and attach its unit and meaning.
+    """Check dims and bounds of every variable and attach its unit, meaning and group.
 
+    Variables come out in the order in which they are declared.
     Raises `SchemaError` for a variable that is missing or not declared, has other dims, or leaves
     its bounds.  NaN stands for what does not exist.
     """
@@ -56,8 +57,10 @@ def declare(data: xr.Dataset, variables: Iterable[Variable]) -> xr.Dataset:
                 f"{name} leaves its bounds [{variable.low}, {variable.high}] {variable.units}: it "
                 f"spans {np.nanmin(values):.6g} to {np.nanmax(values):.6g}."
             )
-        data[name].attrs.update(units=variable.units, long_name=variable.about)
-    return data
+        data[name].attrs.update(
+            units=variable.units, long_name=variable.about, group=variable.group
+        )
+    return data[list(known)]
 
 
 def pack(data: xr.Dataset) -> tuple[dict[str, np.ndarray], str]:

@@ -6,4 +6,6 @@ idle on every other symbol, learns to attend to the begin token and to empty tha
 (Guo et al. 2024, arXiv 2410.13835).  `task` is the text with its exact oracle, `model` the network,
 `recipe` what is trained, `measure` what is logged, `laws` what must come out, `reduced` the theory
 in closed form, `export` a trained run as an ordinary model, `training` puts them together.
+`shipped` and `card` are the laboratory as it comes with the workbench, `published` the curves of
+the paper's authors.
 """

@@ -30,36 +30,49 @@ _EDIT = (*_RUN, "edit")
 _PATTERN = (*_HEAD, "probe", "query", "key")
 
 
-def _variable(
-    name: str, dims: tuple[str, ...], units: str, bounds: tuple[float, float], about: str
-) -> Variable:
-    return Variable(name, dims, units, *bounds, "laboratory", about)
-
-
 _ANY, _POSITIVE, _SHARE = (-INF, INF), (0.0, INF), (0.0, 1.0)
-VARIABLES = (
-    _variable("risk_on", _RUN, "nats", _POSITIVE, "cross-entropy to the oracle after triggers"),
-    _variable("risk_off", _RUN, "nats", _POSITIVE, "cross-entropy to the oracle elsewhere"),
-    _variable("excess_on", _RUN, "nats", _POSITIVE, "risk_on minus the oracle's own entropy"),
-    _variable("excess_off", _RUN, "nats", _POSITIVE, "risk_off minus the oracle's own entropy"),
-    _variable("sink_on", _HEAD, "probability", _SHARE, "weight on <s>, queries with a trigger"),
-    _variable("sink_off", _HEAD, "probability", _SHARE, "weight on <s>, other queries"),
-    _variable("null_off", _HEAD, "probability", _SHARE, "mass of the null sink, other queries"),
-    _variable("entropy_off", _HEAD, "nats", _POSITIVE, "entropy of the row, other queries"),
-    _variable("delta_logit", (*_HEAD, "token"), "logits", _ANY, DELTA_KIND),
-    _variable("delta_logit_on", _HEAD, "logits", _ANY, "mean over trigger types"),
-    _variable("delta_logit_off", _HEAD, "logits", _ANY, "mean over the other types"),
-    _variable("delta_logit_low", _HEAD, "logits", _ANY, "10 % quantile over the other types"),
-    _variable("delta_logit_high", _HEAD, "logits", _ANY, "90 % quantile over the other types"),
-    _variable("value_norm", (*_HEAD, "role"), "L2 norm", _POSITIVE, "||W_O v||, mean over keys"),
-    _variable(
-        "resid_norm", (*_RUN, "stream", "role"), "L2 norm", _POSITIVE, "norm of the residual stream"
+# By group: what shares a figure.  A band, NAME_low to NAME_high, belongs to the curve before it.
+_GROUPS = {
+    "risks against the oracle": (
+        ("excess_off", _RUN, "nats", _POSITIVE, "risk_off minus the oracle's own entropy"),
+        ("excess_on", _RUN, "nats", _POSITIVE, "risk_on minus the oracle's own entropy"),
+        ("risk_off", _RUN, "nats", _POSITIVE, "cross-entropy to the oracle elsewhere"),
+        ("risk_on", _RUN, "nats", _POSITIVE, "cross-entropy to the oracle after triggers"),
     ),
-    _variable("edit_excess_on", _EDIT, "nats", _POSITIVE, "excess_on with a part gone, late rows"),
-    _variable(
-        "edit_excess_off", _EDIT, "nats", _POSITIVE, "excess_off with a part gone, late rows"
+    "weight on <s>": (
+        ("sink_off", _HEAD, "probability", _SHARE, "weight on <s>, other queries"),
+        ("sink_on", _HEAD, "probability", _SHARE, "weight on <s>, queries with a trigger"),
+        ("null_off", _HEAD, "probability", _SHARE, "mass of the null sink, other queries"),
     ),
-    _variable("pattern", _PATTERN, "probability", (0.0, INF), "weights on the probe texts"),
+    "logit margin of <s>": (
+        ("delta_logit", (*_HEAD, "token"), "logits", _ANY, DELTA_KIND),
+        ("delta_logit_off", _HEAD, "logits", _ANY, "mean over the other types"),
+        ("delta_logit_low", _HEAD, "logits", _ANY, "10 % quantile over the other types"),
+        ("delta_logit_high", _HEAD, "logits", _ANY, "90 % quantile over the other types"),
+        ("delta_logit_on", _HEAD, "logits", _ANY, "mean over trigger types"),
+    ),
+    "what a value writes": (
+        ("value_norm", (*_HEAD, "role"), "L2 norm", _POSITIVE, "||W_O v||, mean over keys"),
+    ),
+    "residual stream after the block": (
+        ("resid_norm", (*_RUN, "stream", "role"), "L2 norm", _POSITIVE,
+         "norm of the residual stream"),
+    ),
+    "entropy of the row": (
+        ("entropy_off", _HEAD, "nats", _POSITIVE, "entropy of the row, other queries"),
+    ),
+    "risks with a part gone": (
+        ("edit_excess_on", _EDIT, "nats", _POSITIVE, "excess_on with a part gone, late rows"),
+        ("edit_excess_off", _EDIT, "nats", _POSITIVE, "excess_off with a part gone, late rows"),
+    ),
+    "pattern": (
+        ("pattern", _PATTERN, "probability", (0.0, INF), "weights on the probe texts"),
+    ),
+}  # fmt: skip
+VARIABLES = tuple(
+    Variable(name, dims, units, low, high, group, about)
+    for group, rows in _GROUPS.items()
+    for name, dims, units, (low, high), about in rows
 )
 ROLES = ("begin", "trigger", "other")
 

@@ -26,6 +26,13 @@ _ROWS = (
     (10_000, 7.8e-5, 2.2292, 0.811, 1.42, 16.8, 72.2),
 )
 _COLUMNS = ("step", "risk_on", "risk_off", "sink_off", "value_begin", "delta_logit_off", "resid")
+# Names of our own curves, in the order of the columns after the step.
+_CURVES = dict(zip(_COLUMNS[1:], ("risk_on", "risk_off", "sink_off", "value_norm begin",
+                                  "delta_logit_off", "resid_norm begin"), strict=True))  # fmt: skip
+WHERE = (
+    "Guo et al. 2024, not run here: d_model 256, 256 positions, 512 texts per step, characters of "
+    "Tiny Shakespeare. Compare shapes, not heights."
+)
 STEPS = tuple(row[0] for row in _ROWS)
 STEPS_DEEP = (0, 1_000, 2_000, 4_000, 6_000, 8_000, 10_000)
 # Three layers, ||h_0|| after block 0, at STEPS_DEEP.
@@ -65,3 +72,20 @@ def ours(run: xr.Dataset) -> pd.DataFrame:
 def beside(run: xr.Dataset) -> pd.DataFrame:
     """Our one-layer run and theirs, one row per step both have: columns NAME and NAME_published."""
     return ours(run).merge(curve(), on="step", suffixes=("", "_published"))
+
+
+def curves(setting: str, n_layers: int, layer: int) -> dict[str, pd.Series]:
+    """What was published of a setting, by the name of our curve, each over step.
+
+    Names are those of the variables, with the role behind: `value_norm begin`.  Nothing but the
+    residual after block 0 was published of three layers; of other settings, nothing.
+    """
+    if setting == "main" and n_layers == 1:
+        table = curve()
+        return {
+            ours: pd.Series(table[theirs].to_numpy(), index=STEPS)
+            for theirs, ours in _CURVES.items()
+        }
+    if setting in _DEEP and n_layers == 3 and layer == 0:
+        return {"resid_norm begin": pd.Series(_DEEP[setting], index=STEPS_DEEP)}
+    return {}

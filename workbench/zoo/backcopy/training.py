@@ -25,7 +25,7 @@ from workbench.zoo.trajectory import Results
 
 NAME = "bigram-backcopy"
 EVALUATION = 32  # texts behind every logged number
-PROBES, PROBE_LENGTH = 2, 32  # texts and positions of the stored patterns
+PROBES, PROBE_LENGTH = 1, 32  # texts and positions of the stored patterns
 EVICTED = (0, 1, 2)  # `<s>` and, as control, its two neighbours
 _EVALUATION_SEED = 9_021_977  # one number, where training texts have two: (seed, step)
 

@@ -1,0 +1,148 @@
+"""What the training page sends to the script: the state with every choice made, all steps of it.
+
+Plain values in, JSON or figures out; nothing here knows of Dash.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlencode
+
+import numpy as np
+
+from workbench.app import laboratories, training_figures
+from workbench.app.laboratories import Curve, Panel, Trained
+from workbench.app.urls import LabState
+from workbench.zoo.trajectory import Results
+
+CONTROLS = ("run", "beside", "head", "text", "axis")
+NOTHING = "none"
+
+
+def shown(results: Results, state: LabState) -> tuple[LabState, Trained, Trained | None]:
+    """The state with every choice made, the run and the run beside it.
+
+    Raises `WorkbenchError` for a run, head or text that is not there.
+    """
+    run = laboratories.choose(results, state.run)
+    one = laboratories.trained(results, run, state.head)
+    beside = state.beside or laboratories.companion(results, run)
+    if beside == NOTHING:
+        return replace(state, run=run, beside=beside, head=one.head), one, None
+    beside = laboratories.choose(results, beside)
+    head = laboratories.same_head(results, beside, one.head)
+    full = replace(state, run=run, beside=beside, head=one.head)
+    return full, one, laboratories.trained(results, beside, head)
+
+
+def facts_of(state: LabState) -> dict[str, Any]:
+    """What the script needs: steps, tokens, every curve of both runs, where the patterns are."""
+    results = laboratories.open_laboratory(state.lab)
+    full, one, beside = shown(results, state)
+    axis = training_figures.Axis.of(one.steps, full.axis)
+    runs = [one, *([beside] if beside else [])]
+    chosen = {name: getattr(full, name) for name in CONTROLS}
+    asked = {"run": full.run, "head": full.head, "beside": full.beside}
+    return {
+        "key": [full.lab, *chosen.values()],
+        "state": chosen,
+        "steps": one.steps.tolist(),
+        "x": np.round(axis.at(one.steps), 6).tolist(),
+        "maps": [_map(results, full, run) for run in runs],
+        "rows": _rows(one, beside),
+        "columns": _columns(one, beside),
+        "where": one.where,
+        "beside_at": _latest(one.steps, beside.steps) if beside else [],
+        "beside_steps": beside.steps.tolist() if beside else [],
+        "csv": f"/lab-data/{full.lab}/scalars.csv?{urlencode(asked)}",
+        "heads": laboratories.heads_of(laboratories.data_of(results, full.run)),
+        "texts": laboratories.texts_of(laboratories.data_of(results, full.run)),
+        "panels": [
+            {"title": panel.title, "note": _note(panel, one, beside)}
+            for panel in laboratories.panels(runs)
+        ],
+    }
+
+
+def _note(panel: Panel, one: Trained, beside: Trained | None) -> str:
+    """What the kinds of line in a figure are."""
+    said = [f"full: {one.label}"]
+    if beside is not None and any(name in beside.curves for name in panel.names):
+        said.append(f"dotted: {beside.label}")
+    if any(name in one.published for name in panel.names):
+        said.append("rings: published")
+    return ", ".join(said)
+
+
+def _map(results: Results, state: LabState, run: Trained) -> dict[str, Any]:
+    """Where the patterns of a run are, and the tokens of the text."""
+    data = laboratories.data_of(results, run.id)
+    there = state.text < laboratories.texts_of(data)
+    names, marked = laboratories.tokens_of(data, state.text) if there else ([], [])
+    query = urlencode({"run": run.id, "head": run.head, "text": state.text})
+    return {
+        "title": f"{run.label}, {run.head}",
+        "url": f"/lab-data/{state.lab}/pattern?{query}" if there else "",
+        "tokens": names,
+        "marked": marked,
+    }
+
+
+def _columns(one: Trained, beside: Trained | None) -> list[str]:
+    return [
+        "curve", one.label, *([beside.label] if beside else []),
+        *(["published"] if one.published else []), "unit", "what it is",
+    ]  # fmt: skip
+
+
+def _rows(one: Trained, beside: Trained | None) -> list[dict[str, Any]]:
+    """One row of the table per curve of the run, every step of it."""
+    rows = []
+    for name, curve in one.curves.items():
+        row: dict[str, Any] = {
+            "name": name, "units": curve.units, "about": curve.about, "group": curve.group,
+        }  # fmt: skip
+        row["values"] = _rounded(curve.values)
+        if beside is not None:
+            other = beside.curves.get(name)
+            row["beside"] = _rounded(other.values) if other else None
+        if name in one.published:
+            row["published"] = {
+                str(step): float(f"{v:.4g}") for step, v in one.published[name].items()
+            }
+        rows.append(row)
+        rows += _band_rows(curve, None if beside is None else beside.curves.get(name))
+    return rows
+
+
+def _band_rows(curve: Curve, beside: Curve | None) -> list[dict[str, Any]]:
+    if curve.band is None:
+        return []
+    rows = []
+    for i, end in enumerate(("lower", "upper")):
+        other = _rounded(beside.band[i]) if beside is not None and beside.band else None
+        rows.append(
+            {"name": f"  {end} end of its band", "units": curve.units, "about": "",
+             "group": curve.group, "values": _rounded(curve.band[i]), "beside": other}
+        )  # fmt: skip
+    return rows
+
+
+def _rounded(values: np.ndarray) -> list[float | None]:
+    """Four digits; JSON has no NaN."""
+    return [float(f"{v:.4g}") if np.isfinite(v) else None for v in values]
+
+
+def _latest(steps: np.ndarray, others: np.ndarray) -> list[int]:
+    """For each step the index of the other run's latest logged step, -1 before its first."""
+    return (np.searchsorted(others, steps, side="right") - 1).tolist()
+
+
+def pictures(state: LabState, theme: str) -> list[Any]:
+    """One figure per panel, in the order of the boxes."""
+    results = laboratories.open_laboratory(state.lab)
+    full, one, beside = shown(results, state)
+    axis = training_figures.Axis.of(one.steps, full.axis)
+    drawn = laboratories.panels([one, *([beside] if beside else [])])
+    return [training_figures.curves(panel, one, beside, axis, theme) for panel in drawn]

@@ -1,0 +1,159 @@
+"""Figures of the training page: curves over the steps of a run, another run and published numbers.
+
+Pure functions, values in and `go.Figure` out.  The cursor at the chosen step is not in them: the
+script lays it over the axes, so that nothing is drawn again while the step is dragged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+import plotly.graph_objects as go
+
+from workbench.app.figures import THEMES, base
+from workbench.app.laboratories import Curve, Panel, Trained
+
+# In the order of the curves of a figure; blue and orange are those of the theme.
+_MORE = {
+    "light": ("#2a8c6e", "#7b5ea7", "#a31621", "#6f7d2b", "#5d6b7a", "#b0558f"),
+    "dark": ("#58c79f", "#b79be0", "#ff8a7a", "#b9c95c", "#9aa7b5", "#e08fc2"),
+}
+DECADES = 2  # an axis that spans more than this is logarithmic, but for shares
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where a step stands: `linear`, or `log`: log10(1 + step / first), first the first after 0.
+
+    >>> Axis("log", 10, 500).at(np.array([0, 90])).tolist()
+    [0.0, 1.0]
+    """
+
+    scale: str
+    first: int
+    last: int
+
+    @classmethod
+    def of(cls, steps: np.ndarray, scale: str) -> Axis:
+        """The axis of the logged steps of a run."""
+        after = steps[steps > 0]
+        return cls(scale, int(after.min()) if len(after) else 1, max(int(steps.max()), 1))
+
+    def at(self, steps: np.ndarray) -> np.ndarray:
+        """Coordinates on the axis."""
+        steps = np.asarray(steps, dtype=float)
+        return np.log10(1 + steps / self.first) if self.scale == "log" else steps
+
+    def ticks(self) -> list[int]:
+        """Steps that are named: 0, then 1, 2, 5 times powers of ten from `first` on."""
+        if self.scale != "log":
+            rough = self.last / 5
+            size = 10 ** np.floor(np.log10(rough))
+            step = next(m * size for m in (1, 2, 5, 10) if m * size >= rough)
+            return [int(s) for s in np.arange(0, self.last + 1, max(step, 1))]
+        found = [m * 10**p for p in range(12) for m in (1, 2, 5)]
+        return [0, *(s for s in found if self.first <= s <= self.last)]
+
+
+def curves(
+    panel: Panel, run: Trained, beside: Trained | None, axis: Axis, theme: str = "light"
+) -> go.Figure:
+    """One panel: a run in full lines, the run beside it dotted, published numbers as rings."""
+    t = THEMES.get(theme, THEMES["light"])
+    colours = (t.blue, t.orange, *_MORE.get(theme, _MORE["light"]))
+    figure, short = base(theme), _short(panel)
+    # The first curve is drawn last, on top of those that it may coincide with.
+    for name, colour in reversed(list(zip(panel.names, colours, strict=False))):
+        if name in run.curves:
+            _band(figure, run.curves[name], axis.at(run.steps), colour)
+        if beside is not None and name in beside.curves:
+            figure.add_trace(_line(beside, beside.curves[name], short[name], axis, colour, "dot"))
+        if name in run.curves:
+            figure.add_trace(_line(run, run.curves[name], short[name], axis, colour, "solid"))
+        if name in run.published:
+            # What was measured after the last step of this run is off the axis.
+            series = run.published[name].loc[: axis.last]
+            figure.add_trace(
+                _points(name, series.index.to_numpy(), series.to_numpy(), panel, axis, colour)
+            )
+    _axes(figure, panel, [run, *([beside] if beside else [])], axis)
+    return figure
+
+
+def _short(panel: Panel) -> dict[str, str]:
+    """Names for the legend: where all curves are of one variable, the label alone."""
+    first = {name.split(" ")[0] for name in panel.names}
+    one = len(first) == 1 and len(panel.names) > 1
+    return {name: name.split(" ", 1)[1] if one else name for name in panel.names}
+
+
+def _line(run: Trained, curve: Curve, name: str, axis: Axis, colour: str, dash: str) -> go.Scatter:
+    solid = dash == "solid"
+    return go.Scatter(
+        x=axis.at(run.steps), y=curve.values, mode="lines", name=escape(name),
+        legendgroup=curve.name, showlegend=solid, opacity=1 if solid else 0.8,
+        line={"color": colour, "width": 2 if solid else 1.5, "dash": dash},
+        customdata=_hover(run.steps, curve.values),
+        hovertemplate=f"<b>{escape(run.label)}</b>, step %{{customdata[0]}}<br>"
+        f"{escape(curve.name)} %{{customdata[1]}} {escape(curve.units)}<br>"
+        f"<i>{escape(curve.about)}</i><extra></extra>",
+    )  # fmt: skip
+
+
+def _points(
+    name: str, steps: np.ndarray, values: np.ndarray, panel: Panel, axis: Axis, colour: str
+) -> go.Scatter:
+    return go.Scatter(
+        x=axis.at(steps), y=values, mode="markers", name=escape(name), legendgroup=name,
+        showlegend=False, customdata=_hover(steps, values),
+        marker={"symbol": "circle-open", "size": 7, "color": colour, "line": {"width": 1.6}},
+        hovertemplate="<b>published</b>, step %{customdata[0]}<br>"
+        f"{escape(name)} %{{customdata[1]}} {escape(panel.units)}<extra></extra>",
+    )  # fmt: skip
+
+
+def _hover(steps: np.ndarray, values: np.ndarray) -> list[list[str]]:
+    return [[f"{int(s):,}", f"{v:.3g}"] for s, v in zip(steps, values, strict=True)]
+
+
+def _band(figure: go.Figure, curve: Curve, x: np.ndarray, colour: str) -> None:
+    if curve.band is None:
+        return
+    low, high = curve.band
+    figure.add_trace(
+        go.Scatter(
+            x=np.r_[x, x[::-1]], y=np.r_[high, low[::-1]], mode="lines", line={"width": 0},
+            fill="toself", fillcolor=colour, opacity=0.16, hoverinfo="skip", showlegend=False,
+            legendgroup=curve.name,
+        )
+    )  # fmt: skip
+
+
+def _axes(figure: go.Figure, panel: Panel, runs: Sequence[Trained], axis: Axis) -> None:
+    ticks = axis.ticks()
+    scale = "log(1 + step)" if axis.first == 1 else f"log(1 + step / {axis.first})"
+    title = f"training step, {scale} scale" if axis.scale == "log" else "training step"
+    end = float(axis.at(np.array([axis.last]))[0])
+    figure.update_xaxes(
+        title_text=title, range=[-0.01 * end, 1.01 * end], tickmode="array",
+        tickvals=axis.at(np.array(ticks)), ticktext=[f"{s:,}" for s in ticks],
+    )  # fmt: skip
+    figure.update_yaxes(title_text=escape(panel.units))
+    figure.update_layout(
+        showlegend=True, margin={"l": 8, "r": 14, "t": 8, "b": 8},
+        legend={"x": 0, "xanchor": "left", "y": 1.02, "traceorder": "reversed"},
+    )  # fmt: skip
+    values = np.concatenate(
+        [run.curves[name].values for run in runs for name in panel.names if name in run.curves]
+    )
+    values = values[np.isfinite(values)]
+    if panel.units == "probability":
+        figure.update_yaxes(range=[-0.02, max(1.02, float(values.max(initial=0)) * 1.02)])
+    elif len(values) and values.min() > 0:
+        if values.max() > 10**DECADES * values.min():
+            figure.update_yaxes(type="log", dtick=1, exponentformat="power")
+        else:
+            figure.update_yaxes(rangemode="tozero")
