@@ -1,5 +1,6 @@
 """Whatever runs a model more than once and compares the runs."""
 
+from workbench.circuits.controls import untrained
 from workbench.circuits.domains import Losses, loss_by_domain, prompt_losses
 from workbench.circuits.massive import bias_constancy, massive_means
 from workbench.circuits.mlp_attribution import (
@@ -51,4 +52,5 @@ __all__ = [
     "sink_free_checks",
     "sink_inputs",
     "steer_creating_mlp",
+    "untrained",
 ]

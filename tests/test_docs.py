@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "kernels" / "README.md"]
 )
-GUIDES = ("README.md", "CONTRIBUTING.md", "docs/tutorial.md", "docs/errors.md")
+GUIDES = (
+    "README.md", "CONTRIBUTING.md", "docs/tutorial.md", "docs/sinks.md", "docs/errors.md",
+)  # fmt: skip
 # What the text of a document says about the output of its code, appended to that code.
 CLAIMS = {
     "README.md": """
@@ -45,6 +47,18 @@ assert str(wb.Head(*reach.index[0])) == writer, "reaches least far"
 assert {str(wb.Head(*i)) for i in reach.index[-3:]} == set(parked), "and farthest"
 assert returns.nlargest(1).index[0] == 0 and returns[0] > 5 * returns[1:].max()
 assert Path("induction.svg").read_text().startswith("<svg")
+""",
+    "docs/sinks.md": """
+assert mass["value"].max() > 5 * mass["null"].max() and len(found) == 0
+cost = effect.set_index(["label", "domain"])
+looks = cost["attention"].unstack()
+assert looks.loc["L2H5", "chain"] > 0.5 and looks.loc["L2H5", "repeat"] < 0.2
+copying = cost.loc[("L2H5", "repeat"), "low"]
+assert abs(cost.loc[("L2H5", "chain"), "change"]) < 0.01 and copying > 0.05
+assert looks.loc["L1H2"].max() < 0.1 and cost.loc[("L1H2", "repeat"), "low"] > 1
+assert change["the sink key hidden"] > 3 * abs(change["another key hidden"])
+assert abs(change["sink heads silenced"]) < change["the sink key hidden"]
+assert change["window of 32"] > change["window of 32 and 4 first keys"]
 """,
 }
 CODE_FOLDERS = ("workbench", "app", "circuits", "kernels", "probes", "studies")
