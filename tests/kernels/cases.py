@@ -54,6 +54,36 @@ def make(
     return q.to(dtype), torch.randn(b, h_kv, n_k, d, generator=g).to(dtype)
 
 
+def of_eighty(b: int, h: int, h_kv: int, n_q: int, n_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """q, k of width 64 with logits beyond +-80."""
+    q, k = make(b, h, h_kv, n_q, n_k, 64, spread=20.0)
+    s = torch.einsum("bhqd,bhkd->bhqk", q, k.repeat_interleave(h // h_kv, 1)) / 8
+    assert s.max() > 80
+    assert s.min() < -80
+    return q, k
+
+
+def with_a_heavy_key(b: int, h: int, h_kv: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """q, k of width 32 in which every logit of key 0 is log(1000) above what it was: one more
+    dimension says so."""
+    q, k = make(b, h, h_kv, n, n, 31, spread=0.3)
+    q = torch.cat([q, torch.full_like(q[..., :1], 32**0.5)], -1)
+    k = torch.cat([k, torch.zeros_like(k[..., :1])], -1)
+    k[:, :, 0, -1] = math.log(1000.0)
+    return q, k
+
+
+def padded_with_nan(h: int) -> tuple[torch.Tensor, torch.Tensor, Terms]:
+    """q, k whose padding holds NaN, and the terms that say so: left padding, a hole, a prompt of
+    nothing; one kv head, 50 positions of width 32."""
+    q, k = make(3, h, 1, 50, 50, 32)
+    valid = ragged(3, 50)
+    valid[2] = False
+    padding = ~valid[:, None, :, None]
+    q, k = q.masked_fill(padding, math.nan), k.masked_fill(padding, math.nan)
+    return q, k, {"causal": True, "key_valid": valid, "query_valid": valid}
+
+
 def extras(
     b: int, h_kv: int, n_q: int, n_k: int, *, d_v: int = 5, seed: int = 1, vocabulary: int = 11
 ) -> Terms:

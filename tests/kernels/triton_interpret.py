@@ -18,11 +18,13 @@ from tests.kernels.cases import (
     errors,
     extras,
     make,
-    ragged,
+    of_eighty,
+    padded_with_nan,
     relative_error,
     sequences,
     some_bias,
     some_mask,
+    with_a_heavy_key,
 )
 from workbench.kernels.attention_stats import (
     LowRankBias,
@@ -163,34 +165,22 @@ def splits_are_used() -> Any:
 
 @case
 def padding_that_holds_nan() -> Any:
-    """Left padding, a hole, a prompt of nothing."""
-    q, k = make(3, 2, 1, 50, 50, 32)
-    valid = ragged(3, 50)
-    valid[2] = False
-    padding = ~valid[:, None, :, None]
-    q, k = q.masked_fill(padding, math.nan), k.masked_fill(padding, math.nan)
+    """Values and features of padding are NaN as well."""
+    q, k, terms = padded_with_nan(2)
+    padding = ~terms["key_valid"][:, None, :, None]
     more = extras(3, 1, 50, 50)
     more = {x: more[x].masked_fill(padding, math.nan) for x in ("v", "key_features")}
-    return agree(q, k, causal=True, key_valid=valid, query_valid=valid, **more)
+    return agree(q, k, **terms, **more)
 
 
 @case
 def logits_of_eighty() -> Any:
-    q, k = make(1, 2, 2, 90, 130, 64, spread=20.0)
-    s = torch.einsum("bhqd,bhkd->bhqk", q, k) / 8
-    assert s.max() > 80
-    assert s.min() < -80
-    return agree(q, k)
+    return agree(*of_eighty(1, 2, 2, 90, 130))
 
 
 @case
 def one_key_a_thousand_times_heavier() -> Any:
-    """Every logit of key 0 is log(1000) above what it was: one more dimension says so."""
-    q, k = make(1, 2, 1, 130, 130, 31, spread=0.3)
-    q = torch.cat([q, torch.full_like(q[..., :1], 32**0.5)], -1)
-    k = torch.cat([k, torch.zeros_like(k[..., :1])], -1)
-    k[:, :, 0, -1] = math.log(1000.0)
-    return agree(q, k, causal=True)
+    return agree(*with_a_heavy_key(1, 2, 1, 130), causal=True)
 
 
 @case

@@ -17,11 +17,13 @@ from triton_interpret import agree, poisoned, worst_of
 from tests.kernels.cases import (
     extras,
     make,
-    ragged,
+    of_eighty,
+    padded_with_nan,
     relative_error,
     sequences,
     some_bias,
     some_mask,
+    with_a_heavy_key,
 )
 from workbench.kernels.attention_stats import attention_stats
 from workbench.kernels.attention_stats.triton_call import Call
@@ -73,34 +75,21 @@ parity("scale_below_zero", 1, 1, 1, 40, 70, 32, causal=True, scale=-0.3)
 
 @case
 def padding_that_holds_nan() -> Any:
-    """Left padding, a hole, a prompt of nothing; features of padding are NaN as well."""
-    q, k = make(3, 1, 1, 50, 50, 32)
-    valid = ragged(3, 50)
-    valid[2] = False
-    padding = ~valid[:, None, :, None]
-    q, k = q.masked_fill(padding, math.nan), k.masked_fill(padding, math.nan)
-    features = extras(3, 1, 50, 50)["query_features"].masked_fill(~valid[..., None], math.nan)
-    terms = {"causal": True, "key_valid": valid, "query_valid": valid}
+    """Features of padding are NaN as well."""
+    q, k, terms = padded_with_nan(1)
+    features = extras(3, 1, 50, 50)["query_features"]
+    features = features.masked_fill(~terms["query_valid"][..., None], math.nan)
     return agree(q, k, BOTH, query_features=features, **terms)
 
 
 @case
 def logits_of_eighty() -> Any:
-    q, k = make(1, 2, 2, 60, 90, 64, spread=20.0)
-    s = torch.einsum("bhqd,bhkd->bhqk", q, k) / 8
-    assert s.max() > 80
-    assert s.min() < -80
-    return agree(q, k, BOTH)
+    return agree(*of_eighty(1, 2, 2, 60, 90), BOTH)
 
 
 @case
 def one_key_a_thousand_times_heavier() -> Any:
-    """Every logit of key 0 is log(1000) above what it was: one more dimension says so."""
-    q, k = make(1, 1, 1, 100, 100, 31, spread=0.3)
-    q = torch.cat([q, torch.full_like(q[..., :1], 32**0.5)], -1)
-    k = torch.cat([k, torch.zeros_like(k[..., :1])], -1)
-    k[:, :, 0, -1] = math.log(1000.0)
-    return agree(q, k, BOTH, causal=True)
+    return agree(*with_a_heavy_key(1, 1, 1, 100), BOTH, causal=True)
 
 
 @case
