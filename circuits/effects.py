@@ -97,7 +97,8 @@ def effects(
             if loss:
                 values = float(np.mean(base)), float(np.mean(changed))
             else:
-                turned = torch.nn.functional.cosine_similarity(base, changed, dim=-1)
+                before, after = torch.as_tensor(base), torch.as_tensor(changed)
+                turned = torch.nn.functional.cosine_similarity(before, after, dim=-1)
                 values = 0.0, float(1 - turned.mean())
             rows.append((edit, number, prompt.name, *values, values[1] - values[0], len(base)))
             if progress:

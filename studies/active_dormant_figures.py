@@ -12,34 +12,32 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from workbench.app.export import STOPS
-from workbench.app.figures import THEMES, base
+from workbench.app.figures import base
+from workbench.studies.drawing import (
+    BLUE,
+    FAINT,
+    GREEN,
+    GREY,
+    INK,
+    LOG_STEPS,
+    ORANGE,
+    PALE,
+    PURPLE,
+    RED,
+    STEP,
+    name_of,
+)
 from workbench.zoo.backcopy import laws
 
 Runs = Mapping[str, Sequence[xr.Dataset]]
 
-_PAPER = THEMES["paper"]
-BLUE, ORANGE, GREY, INK = _PAPER.blue, _PAPER.orange, _PAPER.grey, _PAPER.ink
-GREEN, PURPLE, RED = "#2a8c6e", "#7b5ea7", "#a31621"
 COLOURS = {
     "main": BLUE, "no-copy": GREY, "relu": ORANGE, "null-from-0": GREEN, "null-from-4": PURPLE,
     "no-attention": RED, "no-mlp": INK, "adamw": BLUE, "sgd": ORANGE,
 }  # fmt: skip
-SCALE = [[i / (len(STOPS) - 1), colour] for i, colour in enumerate(STOPS)]
 # Plotly reads `<s>` as "struck through".
 S = "&lt;s&gt;"
-STEP = "training step (log scale; step 0 left out)"
-LOG_STEPS = {
-    "type": "log",
-    "tickvals": [step * 10**power for power in range(1, 5) for step in (1, 2, 5)],
-    "tickformat": ",",
-}
 _DASHES = ("solid", "dash", "dot")
-
-
-def name_of(run: xr.Dataset) -> str:
-    """Label of a run, `main-s0`."""
-    return str(run["run"].item())
 
 
 def setting_of(run: xr.Dataset) -> str:
@@ -227,14 +225,14 @@ def residual(runs: Runs) -> go.Figure:
     curves = (
         ("adamw", f"AdamW: {S}", BLUE, norm("begin")),
         ("sgd", f"SGD: {S}", ORANGE, norm("begin")),
-        ("adamw", "AdamW: other symbols", _PAPER.pale, norm("other")),
+        ("adamw", "AdamW: other symbols", PALE, norm("other")),
         ("sgd", "SGD: other symbols", "#f0c9a0", norm("other")),
     )
     figure = _over_steps(runs, curves, "‖h‖ after block 0 of three (L2 norm)", logarithmic=False)
     steps = max(int(run["step"].max()) for name in ("adamw", "sgd") for run in runs[name])
     figure.add_vrect(
         x0=laws.LATE * steps, x1=steps, fillcolor=GREY, opacity=0.08, line={"width": 0},
-        annotation={"text": "slope is fitted here", "font": {"color": _PAPER.faint, "size": 11}},
+        annotation={"text": "slope is fitted here", "font": {"color": FAINT, "size": 11}},
         annotation_position="bottom right",
     )  # fmt: skip
     return figure

@@ -8,21 +8,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.subplots import make_subplots
 
-from workbench.app.figures import THEMES, base
-from workbench.studies.active_dormant_figures import (
-    BLUE,
-    ORANGE,
-    SCALE,
-    Runs,
-    S,
-    name_of,
-)
+from workbench.studies.active_dormant_figures import Runs, S
+from workbench.studies.drawing import BLUE, ORANGE, SCALE, grid, name_of
 from workbench.zoo.backcopy import laws, published
 
 SNAPSHOTS = 5
-_PAPER = THEMES["paper"]
 
 
 def snapshot_steps(run: xr.Dataset) -> list[int]:
@@ -45,10 +36,8 @@ def patterns(run: xr.Dataset) -> go.Figure:
     symbols = [str(run["token"].to_numpy()[i]) for i in ids]
     trigger = run["trigger"].to_numpy()[ids]
     steps = snapshot_steps(run)
-    figure = make_subplots(
-        rows=1, cols=len(steps), shared_yaxes=True, horizontal_spacing=0.012,
-        subplot_titles=[f"step {step:,}" for step in steps],
-    )  # fmt: skip
+    titles = [f"step {step:,}" for step in steps]
+    figure = grid(1, len(steps), titles, 330, shared_yaxes=True, horizontal_spacing=0.012)
     places = [f"{i} {escape(symbol)}" for i, symbol in enumerate(symbols)]
     n = len(places)
     for column, step in enumerate(steps, 1):
@@ -65,7 +54,6 @@ def patterns(run: xr.Dataset) -> go.Figure:
             ),
             row=1, col=column,
         )  # fmt: skip
-    _dress(figure, 330)
     figure.update_layout(
         coloraxis={"colorscale": SCALE, "cmin": 0, "cmax": 1, "colorbar": {
             "title": {"text": "weight<br>(probability)", "font": {"size": 11}},
@@ -95,10 +83,8 @@ PUBLISHED, OURS = "published, not run here", "ours, this study"
 
 def published_curve(runs: Runs) -> go.Figure:
     """Our first seed beside the curve that the authors published."""
-    figure = make_subplots(
-        rows=2, cols=3, horizontal_spacing=0.08, vertical_spacing=0.2,
-        subplot_titles=[*(title for _, title, _ in _PANELS), f"‖h‖ of {S}, block 0 of three"],
-    )  # fmt: skip
+    titles = [*(title for _, title, _ in _PANELS), f"‖h‖ of {S}, block 0 of three"]
+    figure = grid(2, 3, titles, 560, horizontal_spacing=0.08, vertical_spacing=0.2)
     # The axes are logarithmic, and Plotly draws a point at log 0 as a flat line from the left.
     theirs, mine = (
         table.query("step > 0") for table in (published.curve(), published.ours(runs["main"][0]))
@@ -118,7 +104,6 @@ def published_curve(runs: Runs) -> go.Figure:
             table = pd.DataFrame({"step": run["step"].to_numpy(), optimiser: norms.to_numpy()})
             side = _side(table, optimiser, OURS, BLUE, dash, f"{label} {name_of(run)}")
             figure.add_trace(side, row=2, col=3)
-    _dress(figure, 560)
     figure.update_layout(
         showlegend=True, margin={"l": 8, "r": 12, "t": 70, "b": 8},
         legend={"x": 0, "xanchor": "left", "y": 1.1},
@@ -140,14 +125,3 @@ def _side(
         line={"color": colour, "width": 1.8, "dash": dash}, marker={"size": 5},
         hovertemplate=f"<b>{escape(text)}</b><br>step %{{x:,}}: %{{y:.3~g}}<extra></extra>",
     )  # fmt: skip
-
-
-def _dress(figure: go.Figure, height: int) -> None:
-    """The house style on a figure with panels, whose axes have names of their own."""
-    style = base("paper", height=height).layout
-    axis = {k: v for k, v in style.xaxis.to_plotly_json().items() if k != "title"}
-    shared = {k: v for k, v in style.to_plotly_json().items() if k not in ("xaxis", "yaxis")}
-    figure.update_layout(**shared)
-    figure.update_xaxes(**axis, title={"font": {"size": 12, "color": _PAPER.faint}})
-    figure.update_yaxes(**axis, title={"font": {"size": 12, "color": _PAPER.faint}})
-    figure.update_annotations(font={"size": 12, "color": _PAPER.ink})

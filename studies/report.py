@@ -128,7 +128,8 @@ def _law(finding: Finding) -> str:
 
 
 def _figure(picture: Picture) -> str:
-    height = picture.figure.layout.height or 380
+    layout: Any = picture.figure.layout
+    height = layout.height or 380
     name = escape(picture.name)
     # Plotly's JSON has no "<": it cannot end the script it stands in.
     data = str(picture.figure.to_json())

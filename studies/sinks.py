@@ -123,38 +123,10 @@ def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def pictures(every: Sequence[Measured], model: str) -> list[Picture]:
-    """What can be drawn of these models."""
+    """What can be drawn of these models: of each, of all together, and what papers report."""
     from workbench.studies import sinks_figures as figures
 
-    found = []
-    for measured in every:
-        name = measured.name
-        found += [
-            Picture(
-                f"mass-{name}", f"{name}: where the first position is looked at",
-                "Mean over queries of the weight on position 0. White is none, dark blue all.",
-                figures.mass(measured),
-            ),
-            Picture(
-                f"received-{name}", f"{name}: attention received by position",
-                "Mean over texts, layers and heads, over the queries that can see the key.",
-                figures.received(measured),
-            ),
-            Picture(
-                f"changes-{name}", f"{name}: what the model loses",
-                "Mean over texts. Grey: the same changes of the untrained model.",
-                figures.changes(measured),
-            ),
-        ]  # fmt: skip
-        if (measured.tables["secondary"].query("model == 'trained'")["label_relative"]
-                == "secondary").any():  # fmt: skip
-            found.append(
-                Picture(
-                    f"levels-{name}", f"{name}: levels of the secondary sinks",
-                    "How many tokens begin to point along the first one at a layer, and for how "
-                    "many layers.", figures.levels(measured),
-                )
-            )  # fmt: skip
+    found = [picture for measured in every for picture in _of_one(measured)]
     found += [
         Picture(
             "changed-texts", "What the sink depends on",
@@ -179,10 +151,40 @@ def pictures(every: Sequence[Measured], model: str) -> list[Picture]:
     ]  # fmt: skip
     expected = published.expected(model)
     if len(expected):
+        table = figures.rows(expected.drop(columns="repeat"), (26, 30, 26, 50, 14))
+        found.append(Picture("published", "What the papers report", "Not run here.", table))
+    return found
+
+
+def _of_one(measured: Measured) -> list[Picture]:
+    """The figures of one model."""
+    from workbench.studies import sinks_figures as figures
+
+    name = measured.name
+    found = [
+        Picture(
+            f"mass-{name}", f"{name}: where the first position is looked at",
+            "Mean over queries of the weight on position 0. White is none, dark blue all.",
+            figures.mass(measured),
+        ),
+        Picture(
+            f"received-{name}", f"{name}: attention received by position",
+            "Mean over texts, layers and heads, over the queries that can see the key.",
+            figures.received(measured),
+        ),
+        Picture(
+            f"changes-{name}", f"{name}: what the model loses",
+            "Mean over texts. Grey: the same changes of the untrained model.",
+            figures.changes(measured),
+        ),
+    ]  # fmt: skip
+    sinks = measured.tables["secondary"]
+    if len(sinks.query("model == 'trained' and label_relative == 'secondary'")):
         found.append(
             Picture(
-                "published", "What the papers report", "Not run here.",
-                figures.rows(expected.drop(columns="repeat"), (26, 30, 26, 50, 14)),
+                f"levels-{name}", f"{name}: levels of the secondary sinks",
+                "How many tokens begin to point along the first one at a layer, and for how many "
+                "layers.", figures.levels(measured),
             )
         )  # fmt: skip
     return found

@@ -10,17 +10,15 @@ import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
 
-from workbench.app.export import STOPS
-from workbench.app.figures import base, palette
+from workbench.app.figures import base
 from workbench.probes import sink_levels, uniform
+from workbench.studies.drawing import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SCALE
 from workbench.studies.sinks_measure import SINK, TRAINED, UNTRAINED, Measured
 
-_PAPER = palette("paper")
-BLUE, ORANGE, GREY, INK = _PAPER.blue, _PAPER.orange, _PAPER.grey, _PAPER.ink
-COLOURS = (BLUE, ORANGE, "#2a8c6e", "#7b5ea7", "#a31621", GREY)
-SCALE = [[i / (len(STOPS) - 1), colour] for i, colour in enumerate(STOPS)]
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
 # Zero has no place on a log axis; smaller effects than this are rounding.
 _FLOOR = 1e-4
+_HOVER = ["label", "mass", "mass_null", "margin", "drain"]
 
 
 def mass(measured: Measured) -> go.Figure:
@@ -30,9 +28,9 @@ def mass(measured: Measured) -> go.Figure:
     figure = base("paper", height=140 + 24 * len(grid))
     text = table.assign(
         text=[
-            f"<b>{row.label}</b> {row.mass:.3f} (uniform {row.mass_null:.3f})<br>"
-            f"margin {row.margin:.2f} nats, value {row.drain:.2f} of others'"
-            for row in table.itertuples()
+            f"<b>{label}</b> {mass:.3f} (uniform {null:.3f})<br>"
+            f"margin {margin:.2f} nats, value {drain:.2f} of others'"
+            for label, mass, null, margin, drain in table[_HOVER].to_numpy()
         ]
     ).pivot(index="layer", columns="head", values="text")
     figure.add_trace(
@@ -179,8 +177,7 @@ def changes(measured: Measured) -> go.Figure:
     table = measured.tables["effects"]
     unit = table["unit"].iloc[0]
     mean = table.groupby(["edit", "model"], sort=False)["change"].agg(["mean", "sem"]).reset_index()
-    own = mean[mean["model"] == TRAINED]
-    order = own.sort_values("mean")["edit"].to_list()
+    order = mean.query("model == @TRAINED").sort_values(by="mean")["edit"].to_list()
     figure = base("paper", height=120 + 26 * len(order))
     for model, colour, symbol in ((TRAINED, BLUE, "circle"), (UNTRAINED, GREY, "circle-open")):
         part = mean[mean["model"] == model].set_index("edit").reindex(order).dropna()
@@ -204,8 +201,8 @@ def changes(measured: Measured) -> go.Figure:
 
 def levels(measured: Measured) -> go.Figure:
     """Heat map of the levels of the secondary sinks: where they begin, how long they live."""
-    table = measured.tables["secondary"].query("model == @TRAINED")
-    counted = sink_levels(table[table["label_relative"] == "secondary"])
+    table = measured.tables["secondary"]
+    counted = sink_levels(table.query("model == @TRAINED and label_relative == 'secondary'"))
     grid = counted.pivot(index="l_start", columns="lifetime", values="n")
     figure = base("paper", height=360)
     figure.add_trace(

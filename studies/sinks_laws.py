@@ -67,117 +67,132 @@ def _share(measured: Measured) -> Reading:
     return over[TRAINED], over[UNTRAINED], len(measured.domains)
 
 
+def _of(measured: Measured, name: str, model: str = TRAINED) -> pd.DataFrame:
+    """The rows of a table that belong to one of the two models."""
+    return measured.tables[name].query(f"model == {model!r}")
+
+
+def _column(table: pd.DataFrame, values: str, index: str) -> dict[str, float]:
+    """Two columns of a table as a mapping."""
+    return dict(zip(table[index].astype(str), table[values].astype(float), strict=True))
+
+
 def _rate(measured: Measured) -> Reading:
-    rate = measured.tables["heads"].groupby("model")["rate"].mean()
-    return float(rate[TRAINED]), float(rate[UNTRAINED]), len(measured.domains)
-
-
-def _of(measured: Measured, model: str) -> pd.DataFrame:
-    heads = measured.tables["heads"]
-    return heads[heads["model"] == model]
+    trained, control = (
+        float(np.mean(_of(measured, "heads", model)["rate"].to_numpy()))
+        for model in (TRAINED, UNTRAINED)
+    )
+    return trained, control, len(measured.domains)
 
 
 def _margin(measured: Measured) -> Reading:
-    sinks = _of(measured, TRAINED).query("sink")["margin"]
-    return float(sinks.mean()), float(_of(measured, UNTRAINED)["margin"].max()), len(sinks)
+    sinks = _of(measured, "heads").query("sink")["margin"].to_numpy()
+    if not len(sinks):
+        return NONE
+    control = _of(measured, "heads", UNTRAINED)["margin"].to_numpy()
+    return float(sinks.mean()), float(control.max()), len(sinks)
 
 
 def _drain(measured: Measured) -> Reading:
-    sinks = _of(measured, TRAINED).query("sink")
-    if sinks.empty:
+    sinks = _column(_of(measured, "heads").query("sink"), "drain", "label")
+    if not sinks:
         return NONE
-    elsewhere = probes.value_drain(measured.stats[TRAINED], position=4).set_index("label")["value"]
-    return float(sinks["drain"].mean()), float(elsewhere[sinks["label"]].mean()), len(sinks)
+    table = probes.value_drain(measured.stats[TRAINED], position=4)
+    elsewhere = _column(table, "value", "label")
+    null = float(np.mean([elsewhere[label] for label in sinks]))
+    return float(np.mean(list(sinks.values()))), null, len(sinks)
 
 
 def _peak(measured: Measured) -> Reading:
-    table = measured.tables["residual"]
-    trained, control = (inner_peak(table[table["model"] == m]) for m in (TRAINED, UNTRAINED))
+    trained, control = (
+        inner_peak(_of(measured, "residual", model)) for model in (TRAINED, UNTRAINED)
+    )
     return trained, control, len(measured.domains)
 
 
 def _creator(measured: Measured) -> Reading:
-    table = measured.tables["without an mlp"].set_index("removed")
-    whole, each = table["peak"]["none"], table["peak"].drop("none")
+    peaks = _column(measured.tables["without an mlp"], "peak", "removed")
+    whole = peaks.pop("none")
     # Two MLPs at least: one that makes the peak and one that does not.
-    if not whole > PEAK or len(each) < 2:
+    if not whole > PEAK or len(peaks) < 2:
         return NONE
     # Above 1: a ratio of 1 is no peak.
-    left = ((each - 1) / (whole - 1)).sort_values()
-    return float(left.iloc[0]), float(left.iloc[-1]), int(table["n"]["none"])
+    left = [(peak - 1) / (whole - 1) for peak in peaks.values()]
+    return min(left), max(left), int(measured.tables["without an mlp"]["n"].iloc[0])
 
 
 def _massive(measured: Measured) -> Reading:
-    table = measured.tables["massive"]
-    own = table[table["model"] == TRAINED]
-    largest = own.loc[own["ratio"].idxmax()]
-    return float(largest["ratio"]), float(largest["null_ratio"]), int(largest["n"])
+    table = _of(measured, "massive")
+    at = int(table["ratio"].to_numpy().argmax())
+    ratio, null, n = (table[name].to_numpy()[at] for name in ("ratio", "null_ratio", "n"))
+    return float(ratio), float(null), int(n)
 
 
-def _change(measured: Measured, model: str = TRAINED) -> pd.Series:
-    table = measured.tables["effects"]
-    return table[table["model"] == model].groupby("edit")["change"].mean()
+def _change(measured: Measured, model: str = TRAINED) -> dict[str, float]:
+    """Mean change over texts, by edit."""
+    table = _of(measured, "effects", model)
+    changes: dict[str, list[float]] = {}
+    for edit, change in zip(table["edit"].astype(str), table["change"].astype(float), strict=True):
+        changes.setdefault(edit, []).append(change)
+    return {edit: float(np.mean(each)) for edit, each in changes.items()}
 
 
 def _dropped(measured: Measured) -> Reading:
     change = _change(measured)
-    sink, *others = (float(change[f"key {key} dropped"]) for key in DROPPED)
+    sink, *others = (change[f"key {key} dropped"] for key in DROPPED)
     return sink / max(others), others[0] / max(others[1:]), len(measured.domains)
 
 
 def _dormant(measured: Measured) -> Reading:
-    change = _change(measured)
-    other = change[change.index.str.contains(OTHER_HEADS)]
-    if other.empty:
+    zeroed = {
+        heads: [value for edit, value in _change(measured).items() if heads in edit]
+        for heads in (SINK_HEADS, BUSY_HEADS, OTHER_HEADS)
+    }
+    if not zeroed[OTHER_HEADS]:
         return NONE
-    parked, busy = (
-        float(change[change.index.str.contains(heads)].iloc[0] / other.mean())
-        for heads in (SINK_HEADS, BUSY_HEADS)
-    )
-    return parked, busy, len(measured.domains)
+    other = float(np.mean(zeroed[OTHER_HEADS]))
+    return zeroed[SINK_HEADS][0] / other, zeroed[BUSY_HEADS][0] / other, len(measured.domains)
 
 
 def _streaming(measured: Measured) -> Reading:
-    lost = {}
+    lost = []
     for model in (TRAINED, UNTRAINED):
-        change = _change(measured, model)
-        window = change[change.index.str.startswith("window of")]
-        if window.empty:
+        windows = {e: v for e, v in _change(measured, model).items() if e.startswith("window of")}
+        if not windows:
             return NONE
-        without = window[window.index.str.contains("first 0 keys")].iloc[0]
-        lost[model] = float(without - window[~window.index.str.contains("first 0 keys")].iloc[0])
-    return lost[TRAINED], lost[UNTRAINED], len(measured.domains)
+        (without,) = (value for edit, value in windows.items() if "first 0 keys" in edit)
+        (kept,) = (value for edit, value in windows.items() if "first 0 keys" not in edit)
+        lost.append(without - kept)
+    return lost[0], lost[1], len(measured.domains)
 
 
 def _position(measured: Measured) -> Reading:
-    texts = measured.tables["changed texts"].set_index("texts")
+    table = measured.tables["changed texts"]
+    share, n = _column(table, "share", "texts"), _column(table, "n", "texts")
     name = "without the first special token"
-    if name not in texts.index:
+    if name not in share:
         return NONE
-    share = texts["share"]
     given = share["as given"]
-    value, null = share[name] / given, share["as given, position 4"] / given
-    return float(value), float(null), int(texts["n"]["as given"])
+    return share[name] / given, share["as given, position 4"] / given, int(n["as given"])
 
 
 def _repeated(measured: Measured) -> Reading:
-    table = measured.tables["repeated token"].query("model == @TRAINED").set_index("text")
-    if table["verdict"][REPEATED] != HOLDS:
+    table = _of(measured, "repeated token")
+    if HOLDS not in table.query("text == @REPEATED")["verdict"].to_list():
         return NONE
-    alpha = table["alpha"] / table["null"]
-    value, null = (float(alpha[text] / alpha[NATURAL]) for text in (REPEATED, RANDOM))
-    return value, null, int(table["n"][REPEATED])
+    alpha = _column(table.assign(over=table["alpha"] / table["null"]), "over", "text")
+    n = _column(table, "n", "text")
+    return alpha[REPEATED] / alpha[NATURAL], alpha[RANDOM] / alpha[NATURAL], int(n[REPEATED])
 
 
 def _domains(measured: Measured) -> Reading:
     if "domains" not in measured.tables:
         return NONE
-    table = measured.tables["domains"].query("model == @TRAINED").set_index("domain")
     costs = []
-    for _, head in table.groupby("label"):
-        parked, busy = head["attention"].idxmax(), head["attention"].idxmin()
-        if head["attention"][parked] - head["attention"][busy] > CONTRAST:
-            costs.append((head["change"][busy], head["change"][parked]))
+    for _, head in _of(measured, "domains").groupby("label"):
+        looks, change = head["attention"].to_numpy(float), head["change"].to_numpy(float)
+        if np.ptp(looks) > CONTRAST:
+            costs.append((change[looks.argmin()], change[looks.argmax()]))
     if not costs:
         return NONE
     value, null = np.mean(costs, axis=0)
@@ -185,10 +200,12 @@ def _domains(measured: Measured) -> Reading:
 
 
 def _secondary(measured: Measured) -> Reading:
-    table = measured.tables["secondary"]
-    found = table[table["label_relative"] == "secondary"].groupby("model").size()
     n = len(measured.domains)
-    return found.get(TRAINED, 0) / n, found.get(UNTRAINED, 0) / n, n
+    trained, control = (
+        _of(measured, "secondary", model)["label_relative"].to_list().count("secondary")
+        for model in (TRAINED, UNTRAINED)
+    )
+    return trained / n, control / n, n
 
 
 _UNTRAINED = "the same architecture, untrained"

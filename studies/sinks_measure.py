@@ -180,12 +180,12 @@ def _busiest(heads: pd.DataFrame) -> list[str]:
 def _by_layer(stats: HeadStats) -> pd.DataFrame:
     """Attention to the primary sink by layer, beside that to the secondary ones alive there."""
     sinks = probes.secondary_sinks(stats)
-    return probes.primary_weakening(stats, sinks[sinks["label_relative"] == "secondary"])
+    return probes.primary_weakening(stats, sinks.query("label_relative == 'secondary'"))
 
 
 def _row(stats: HeadStats) -> dict[str, float]:
     share = probes.attention_share(stats)
-    rate = probes.first_token_sink_rate(stats, T=_sink_length(stats))["value"].mean()
+    rate = probes.first_token_sink_rate(stats, T=_sink_length(stats))["value"].to_numpy().mean()
     return {
         "share": share.value,
         "sd": share.sd,
@@ -242,8 +242,9 @@ def inner_peak(table: pd.DataFrame) -> float:
 
     The last block may undo the peak or scale everything: Guo et al. 2024 look before it.
     """
-    inner = table[(table["stream"] > 0) & (table["stream"] < table["stream"].max())]
-    return float(inner["ratio"].max())
+    last = int(table["stream"].to_numpy().max())
+    inner = table.query(f"0 < stream < {last}")["ratio"].to_numpy()
+    return float(inner.max()) if len(inner) else float("nan")
 
 
 def _without_mlps(model: Model, prompts: Sequence[Prompt]) -> pd.DataFrame:
@@ -285,7 +286,7 @@ def _effects(model: Model, prompts: Sequence[Prompt], heads: pd.DataFrame) -> pd
         f"key {key} dropped": [Intervention.drop_keys(every, key)] for key in DROPPED
     }
     ranked = heads.sort_values("mass", ascending=False)
-    edits |= _heads_zeroed(ranked["label"].to_list(), int(ranked["sink"].sum()))
+    edits |= _heads_zeroed(ranked["label"].to_list(), int(ranked["sink"].to_numpy().sum()))
     if predicts(model):
         window = max(8, min(len(prompt.token_ids or ()) for prompt in prompts) // 3)
         for first in (0, FIRST_KEPT):

@@ -106,7 +106,7 @@ def as_ids(model: Model, prompts: list[Prompt]) -> list[Prompt]:
 
 def ends(model: Model, prompt: Prompt) -> tuple[bool, bool]:
     """Whether the first and the last token of a prompt of ids are special ones."""
-    ids = prompt.token_ids or ()
+    ids = list(prompt.token_ids or ())
     return ids[0] in model.special_ids, len(ids) > 1 and ids[-1] in model.special_ids
 
 
@@ -118,9 +118,9 @@ def without(prompt: Prompt, *, first: bool = False, last: bool = False) -> Promp
 
 def cut(prompt: Prompt, length: int, keep_last: bool) -> Prompt:
     """The first `length` tokens; with `keep_last` the last of them is the prompt's own last one."""
-    ids = prompt.token_ids or ()
-    kept = (*ids[: length - 1], ids[-1]) if keep_last else ids[:length]
-    return replace(prompt, token_ids=kept)
+    ids = list(prompt.token_ids or ())
+    kept = [*ids[: length - 1], ids[-1]] if keep_last else ids[:length]
+    return replace(prompt, token_ids=tuple(kept))
 
 
 def settings(model: Model) -> dict[str, Any]:

@@ -51,8 +51,8 @@ class Config(Protocol):
 class Finding:
     """A law that was checked.
 
-    `says` is the law in words, `n` the number of runs, texts or heads behind its value.  A required law that is not
-    held fails the study.
+    `says` is the law in words, `n` the number of runs, texts or heads behind its value.  A required
+    law that is not held fails the study.
     """
 
     law: Law

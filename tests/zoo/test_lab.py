@@ -66,7 +66,8 @@ def test_stacked_runs_follow_their_own_closed_form(tmp_path):
     goal = xr.DataArray(list(TARGETS), dims="run", coords={"run": data["run"]})
     expected = goal * (1 - (1 - RATE) ** data["step"])
     np.testing.assert_allclose(data["place"], expected, rtol=1e-5)
-    assert data["place"].attrs == {"units": "m", "long_name": "where the run is"}
+    about = {"units": "m", "long_name": "where the run is", "group": "laboratory"}
+    assert data["place"].attrs == about
     assert data["curve"].dtype == np.float16
     np.testing.assert_array_equal(found.weights("plain")["x"], data["place"].isel(step=-1))
     assert done[-1][:2] == (60, 60) and "steps/s" in done[-1][2]
@@ -80,6 +81,46 @@ def test_a_run_in_a_stack_is_the_run_alone(tmp_path, adam):
         stack = quadratic((target,), adam=adam)
         alone = lab.run("toy", (stack,), tmp_path / f"{i}").trajectories["plain"]
         np.testing.assert_array_equal(together["place"][i], alone["place"][0])
+
+
+def test_a_schedule_is_a_factor_on_every_rate(tmp_path):
+    """Under SGD target - x shrinks by 1 - rate * factor at every step."""
+
+    def halved(parameters):
+        groups = [{"params": parameters, "lr": RATE / 2}]
+        return torch.optim.SGD(groups, RATE, momentum=0.0)
+
+    def falling(step):
+        return lab.cosine(step, 60, 0.1)
+
+    for i, (optimiser, rate) in enumerate(((quadratic().optimiser, RATE), (halved, RATE / 2))):
+        stack = quadratic(schedule=falling, optimiser=optimiser)
+        place = lab.run("toy", (stack,), tmp_path / f"{i}").trajectories["plain"]["place"]
+        left = np.cumprod([1.0, *(1 - rate * falling(step) for step in range(60))])[::10]
+        np.testing.assert_allclose(place, np.outer(TARGETS, 1 - left), rtol=1e-5)
+        constant = np.outer(TARGETS, 1 - (1 - rate) ** np.arange(0, 61, 10))
+        assert np.abs(place - constant).max() > 0.05, "the factor matters"
+    assert (falling(0), falling(30), falling(60)) == pytest.approx((1, 0.55, 0.1))
+
+
+def test_a_stopped_schedule_goes_on_where_it_was(tmp_path):
+    def stop(done, total, message):
+        if done >= 35:
+            raise KeyboardInterrupt
+
+    def stack(**changed):
+        return quadratic(adam=True, schedule=lambda step: lab.cosine(step, 60, 0.0), **changed)
+
+    with pytest.raises(KeyboardInterrupt):
+        lab.run("toy", (stack(),), tmp_path / "a", stop, checkpoint_every=10)
+    steps = []
+    resumed = stack(batch=steps.append)
+    found = lab.run("toy", (resumed,), tmp_path / "a", checkpoint_every=10)
+    assert steps == list(range(30, 60))
+    whole = lab.run("toy", (stack(),), tmp_path / "b").trajectories["plain"]
+    xr.testing.assert_identical(found.trajectories["plain"], whole)
+    constant = lab.run("toy", (quadratic(adam=True),), tmp_path / "c").trajectories["plain"]
+    assert np.abs(whole["place"] - constant["place"]).max() > 0.1
 
 
 SCRIPT = """

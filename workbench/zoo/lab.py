@@ -12,6 +12,7 @@ laboratory goes on at its last checkpoint and ends with the same bytes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -50,6 +51,15 @@ CHECKPOINT_EVERY = 50  # steps: a few seconds of work
 REPORT_EVERY = 5
 
 
+def cosine(step: int, steps: int, floor: float) -> float:
+    """Factor on a rate that falls from 1 to `floor` along half a cosine of `steps` steps.
+
+    >>> [round(cosine(step, 100, 0.02), 2) for step in (0, 50, 100)]
+    [1.0, 0.51, 0.02]
+    """
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+
+
 @dataclass(frozen=True)
 class Stack:
     """Runs of equal shape, trained together.
@@ -58,7 +68,8 @@ class Stack:
     parameters, each [run, ...]; `batch(step)` the data of one step; `loss(parameters, batch)` one
     loss per run, [run]; `optimiser` an element-wise one over the parameters; `measure(parameters)`
     a dataset without `step`, logged after each number of steps in `logged`, which `variables`
-    declares with dims (run, step, ...).
+    declares with dims (run, step, ...).  `schedule(step)` is the factor on the optimiser's rates at
+    that step.
     """
 
     name: str
@@ -72,6 +83,7 @@ class Stack:
     optimiser: Callable[[list[Tensor]], torch.optim.Optimizer]
     measure: Callable[[Parameters], xr.Dataset]
     variables: tuple[Variable, ...]
+    schedule: Callable[[int], float] = lambda _: 1.0
 
     def __post_init__(self) -> None:
         if len(set(self.runs)) != len(self.runs) or not self.runs:
@@ -90,6 +102,7 @@ class _State:
     step: int
     parameters: Parameters
     optimiser: torch.optim.Optimizer
+    rates: tuple[float, ...]
     log: list[xr.Dataset]
     seconds: float
 
@@ -197,7 +210,9 @@ def _train(stack: Stack, folder: Path, every: int, report: Callable[[int, str], 
 def _begin(stack: Stack) -> _State:
     """Before the first step."""
     parameters = {name: value.requires_grad_() for name, value in stack.start().items()}
-    return _State(0, parameters, stack.optimiser(list(parameters.values())), [], 0.0)
+    optimiser = stack.optimiser(list(parameters.values()))
+    rates = tuple(group["lr"] for group in optimiser.param_groups)
+    return _State(0, parameters, optimiser, rates, [], 0.0)
 
 
 def _advance(stack: Stack, state: _State) -> float:
@@ -210,6 +225,9 @@ def _advance(stack: Stack, state: _State) -> float:
             f"run {which} of stack {stack.name} diverged at step {state.step}; lower its rate."
         )
     state.optimiser.zero_grad()
+    # A function of the step alone, so that a resumed run needs no memory of it.
+    for group, rate in zip(state.optimiser.param_groups, state.rates, strict=True):
+        group["lr"] = rate * stack.schedule(state.step)
     # The sum over runs: the gradient of each run is that of its own loss.
     losses.sum().backward()
     state.optimiser.step()
