@@ -71,6 +71,7 @@
     const canvas = $("lab-canvas"), maps = T.maps.filter((m) => m.codes);
     if (!canvas) return;
     canvas.hidden = !maps.length;
+    $("lab-legend").style.display = maps.length ? "" : "none";   // no patterns, no scale
     $("lab-no-map").textContent = T.data.maps.some((m) => m.url) ? "" : "This laboratory stored no patterns.";
     if (!maps.length) return;
     const room = canvas.parentElement.clientWidth - 4, left = 46, top = 74, gap = 18;
