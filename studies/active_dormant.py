@@ -140,15 +140,9 @@ def run(config: Config, folder: Path, progress: Progress) -> Content:
         tables=tables(runs),
         notes=NOTES,
         seeds=sorted({setting.seed for recipe in recipes for setting in recipe.settings}),
-        facts={"training": _cost(results)},
+        facts={"training": results.cost},
         banner=config.banner(),
     )
-
-
-def _cost(results: Results) -> str:
-    seconds = results.about["cpu_seconds"]
-    each = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
-    return f"{sum(seconds.values()):.0f} CPU seconds ({each})"
 
 
 def findings(results: Results, runs: figures.Runs, only: list[str]) -> list[Finding]:

@@ -25,7 +25,6 @@ from workbench.zoo.regression.claims import CLAIMS
 if TYPE_CHECKING:
     from workbench.zoo.regression.laws import Evidence
     from workbench.zoo.regression.recipe import Recipe
-    from workbench.zoo.trajectory import Results
 
 LABORATORY = "laboratory"
 NOTES = (
@@ -112,15 +111,9 @@ def run(config: Config, folder: Path, progress: Progress) -> Content:
         tables=tables(evidence),
         notes=NOTES,
         seeds=sorted({setting.seed for stack in recipes for setting in stack.settings}),
-        facts={"training": _cost(results)},
+        facts={"training": results.cost},
         banner=config.banner(),
     )
-
-
-def _cost(results: Results) -> str:
-    seconds = results.about["cpu_seconds"]
-    each = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
-    return f"{sum(seconds.values()):.0f} CPU seconds ({each})"
 
 
 def findings(evidence: Evidence, only: list[str]) -> list[Finding]:

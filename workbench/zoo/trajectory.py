@@ -137,6 +137,13 @@ class Results:
         """Names of the stacks of runs, in the order of training."""
         return tuple(self.about["stacks"])
 
+    @property
+    def cost(self) -> str:
+        """What the training took, in words: in all, and stack by stack."""
+        seconds = self.about["cpu_seconds"]
+        each = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+        return f"{sum(seconds.values()):.0f} CPU seconds ({each})"
+
     @cached_property
     def trajectories(self) -> dict[str, xr.Dataset]:
         """What was logged, by stack; dims begin with (run, step)."""
