@@ -31,6 +31,10 @@ NOTES = (
     "Marks are ours where a paper gives none; they lie between what trained and untrained models "
     "showed. Not held is a result: small models have no massive activations and no secondary "
     "sinks, which the papers find in models of billions of parameters.",
+    "Three claims were restated after their first form was read: what a window costs (mark .05; "
+    "at .01 the untrained model passed), what parked heads cost (sink heads against the mean of "
+    "the others; an untrained model passed before), and heads at work on one kind of text (three "
+    "forms; texts of repeats were added, mark .03). Read these as exploration, not as tests.",
     "Effects on a decoder are changes of the next-token loss, on an encoder one minus the cosine "
     "between its final hidden states without and with the change, both from position 8 on.",
     "The untrained control has the same architecture and the random weights its class starts with; "
