@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
@@ -42,3 +43,15 @@ def grid(rows: int, cols: int, titles: Sequence[str], height: int, **more: objec
         update(**axis, title={"font": {"size": 12, "color": FAINT}})
     figure.update_annotations(font={"size": 12, "color": INK})
     return figure
+
+
+def line(
+    x: np.ndarray, y: np.ndarray, name: str, colour: str, dash: str = "solid", *,
+    legend: bool = True, hover: str = "",
+) -> go.Scatter:  # fmt: skip
+    """A curve with its name in the hover text."""
+    return go.Scatter(
+        x=x, y=y, mode="lines", name=name, legendgroup=name, showlegend=legend,
+        line={"color": colour, "width": 1.8, "dash": dash},
+        hovertemplate=f"<b>{hover or name}</b><br>%{{x:,.4~g}}: %{{y:.4~g}}<extra></extra>",
+    )  # fmt: skip

@@ -18,7 +18,8 @@ import pandas as pd
 
 from workbench.studies import icl_regression_figures as figures
 from workbench.studies import icl_regression_panels as panels
-from workbench.studies.study import DEFAULT, QUICK, Content, Finding, Picture, Progress, Study
+from workbench.studies.study import DEFAULT, QUICK, Content, Plate, Progress, Study, pictures
+from workbench.zoo import claims
 from workbench.zoo.regression import laws, recipe, reduced
 from workbench.zoo.regression.claims import CLAIMS
 
@@ -79,11 +80,7 @@ class Config:
         trained = {setting.name for stack in self.recipes() for setting in stack.settings}
         # Two heads with random starts or with opposite signs: either shows the pattern.
         known = trained | (set(laws.TWO) if trained & set(laws.TWO) else set())
-        return [
-            claim.name
-            for claim in CLAIMS
-            if set(claim.needs) <= known and not (claim.whole and self.size == QUICK)
-        ]
+        return claims.readable(CLAIMS, known, whole=self.size != QUICK)
 
     def banner(self) -> str:
         if self.size != QUICK:
@@ -106,23 +103,14 @@ def run(config: Config, folder: Path, progress: Progress) -> Content:
     results = training.train(folder / LABORATORY, recipes, progress)
     evidence = laws.look(training.runs(results, recipes))
     return Content(
-        findings=findings(evidence, config.laws()),
-        pictures=pictures(evidence),
+        findings=claims.findings(evidence, CLAIMS, config.laws()),
+        pictures=pictures(PLATES, evidence, evidence.runs),
         tables=tables(evidence),
         notes=NOTES,
         seeds=sorted({setting.seed for stack in recipes for setting in stack.settings}),
         facts={"training": results.cost},
         banner=config.banner(),
     )
-
-
-def findings(evidence: Evidence, only: list[str]) -> list[Finding]:
-    """Every law with its words; those of a paper are required."""
-    checked = laws.check(evidence, CLAIMS, only)
-    return [
-        Finding(law, claim.says, required=claim.source != laws.OURS, n=n)
-        for claim, (law, n) in zip(CLAIMS, checked, strict=True)
-    ]
 
 
 def tables(evidence: Evidence) -> dict[str, pd.DataFrame]:
@@ -173,10 +161,10 @@ def _traps(evidence: Evidence) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# Name, title, settings that must be there, caption, figure; in the order of the story.
-PICTURES = (
-    (
-        "phases", "What emerges, and when", set(),
+# In the order of the story.
+PLATES = (
+    Plate(
+        "phases", "What emerges, and when",
         "One run of two heads. The risk falls to that of one head (the first shelf), the heads "
         "take opposite signs and their sum goes to zero, the circuits lose what is off the "
         "pattern; then |ω| falls while the step η stays. All curves are shares without unit; the "
@@ -184,72 +172,62 @@ PICTURES = (
         "descent that is left.",
         figures.phases,
     ),
-    (
-        "circuits", "Where the circuits end", set(),
+    Plate(
+        "circuits", "Where the circuits end",
         "The same run at its last step. Rows are coordinates of the key, columns of the query; y0 "
         "is the label. KQ is a multiple of the identity on x, OV reads the label, E is the matrix "
         "of the step of gradient descent. Every panel has its own scale around zero.",
         panels.circuits,
     ),
-    (
-        "courses", "Risk while training, every run", set(),
+    Plate(
+        "courses", "Risk while training, every run",
         "Blue: solved by half of the steps; orange: late; red: stuck on the plateau of one head, "
         "where one head has to stay. "
         "Numbers of steps differ between the panels.",
         figures.courses,
     ),
-    (
-        "fates", "Where every run ends", set(),
+    Plate(
+        "fates", "Where every run ends",
         "Risk of the final network on fresh prompts; dotted lines are predictors on the same "
         "prompts. Two heads reach debiased gradient descent, which here is slightly worse than "
         "plain gradient descent; ridge regression has half their risk.",
         figures.fates,
     ),
-    (
-        "trap", "How often random starts stick", {"h2"},
+    Plate(
+        "trap", "How often random starts stick",
         "Grey: the chance that all heads draw one sign. Purple: share of small random starts of "
         "the reduced flow that stick. It is lower, because a small head can still be turned by a "
         "large one; of starts with both signs none sticks.",
-        figures.trapped,
+        figures.trapped, ("h2",),
     ),
-    (
-        "lengths", "Prompts of other lengths, nothing retuned", set(),
+    Plate(
+        "lengths", "Prompts of other lengths, nothing retuned",
         "Two heads and one as trained, beside what gradient descent and ridge regression reach. "
         "Both orange curves are the same linear attention, with the step that is best at the "
         "length of training: divided by the length of the prompt it goes on; without that division "
         "it breaks. The upper part of the broken curve is cut off.",
         figures.lengths,
     ),
-    (
-        "flow", "The slow end of the reduced flow", set(),
+    Plate(
+        "flow", "The slow end of the reduced flow",
         "Gradient flow of the reduced loss from small starts: with opposite signs it follows ω = "
         "(8 c d³ t)^(−1/6); with the same sign it stands still at the one-head solution.",
         figures.flow,
     ),
-    (
-        "coloured", "Correlated coordinates: a matrix as step", {"coloured"},
+    Plate(
+        "coloured", "Correlated coordinates: a matrix as step",
         "What four heads add up to, beside the best matrix for one step of gradient descent and "
         "the inverse covariance; each divided by its norm.",
-        panels.coloured,
+        panels.coloured, ("coloured",),
     ),
-    (
-        "tasks", "Two tasks with two and with three heads", {"tasks-h2", "tasks-h3"},
+    Plate(
+        "tasks", "Two tasks with two and with three heads",
         "Task 0 depends on x0 to x3, task 1 on x2 to x5. μ is what a head writes to each label; "
         "the diagonal of E is the step on each coordinate. Two heads either share one step over "
         "all coordinates or take a task each and cannot cancel; three heads do both tasks.",
-        panels.tasks,
+        panels.tasks, ("tasks-h2", "tasks-h3"),
     ),
 )  # fmt: skip
-
-
-def pictures(evidence: Evidence) -> list[Picture]:
-    """The figures that these runs allow."""
-    return [
-        Picture(name, title, caption, draw(evidence))
-        for name, title, needs, caption, draw in PICTURES
-        if needs <= set(evidence.runs)
-    ]
-
 
 STUDY = Study(
     name="icl-regression",

@@ -23,6 +23,7 @@ from workbench.studies.drawing import (
     RED,
     STEP,
     grid,
+    line,
     name_of,
 )
 from workbench.zoo.regression import laws, reduced
@@ -40,18 +41,6 @@ SETTINGS = {
 def shown(evidence: Evidence) -> xr.Dataset:
     """The run whose circuits are drawn: the first solved one of two heads, random starts first."""
     return evidence.solved("h2", "opposite")[0]
-
-
-def line(
-    x: np.ndarray, y: np.ndarray, name: str, colour: str, dash: str = "solid", *,
-    legend: bool = True, hover: str = "",
-) -> go.Scatter:  # fmt: skip
-    """A curve with its name in the hover text."""
-    return go.Scatter(
-        x=x, y=y, mode="lines", name=name, legendgroup=name, showlegend=legend,
-        line={"color": colour, "width": 1.8, "dash": dash},
-        hovertemplate=f"<b>{hover or name}</b><br>%{{x:,.4~g}}: %{{y:.4~g}}<extra></extra>",
-    )  # fmt: skip
 
 
 def phases(evidence: Evidence) -> go.Figure:

@@ -16,11 +16,11 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import pandas as pd
 
@@ -28,7 +28,7 @@ from workbench import tensorfile
 from workbench.errors import WorkbenchError
 from workbench.provenance import digest, versions
 from workbench.runfiles import fingerprint, is_scratch, read_json, write_json, write_table
-from workbench.zoo.trajectory import Law
+from workbench.zoo.claims import Finding
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -38,6 +38,7 @@ ABOUT, REPORT, LAWS = "study.json", "report.html", "laws.parquet"
 QUICK, DEFAULT, FULL = "quick", "default", "full"
 VERDICTS = ("held", "not held", "not applicable")
 
+E = TypeVar("E")
 Progress = Callable[[int, int, str], None]
 
 
@@ -48,20 +49,6 @@ class Config(Protocol):
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A law that was checked.
-
-    `says` is the law in words, `n` the number of runs, texts or heads behind its value.  A required
-    law that is not held fails the study.
-    """
-
-    law: Law
-    says: str
-    required: bool
-    n: int
-
-
-@dataclass(frozen=True)
 class Picture:
     """A figure of the report; `name` is its file's."""
 
@@ -69,6 +56,26 @@ class Picture:
     title: str
     caption: str
     figure: go.Figure
+
+
+@dataclass(frozen=True)
+class Plate(Generic[E]):
+    """A picture before it is drawn; `needs` are the settings that must have been run."""
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[E], go.Figure]
+    needs: tuple[str, ...] = ()
+
+
+def pictures(plates: Sequence[Plate[E]], evidence: E, settings: Collection[str]) -> list[Picture]:
+    """The plates that these settings allow, drawn, in the order of the story."""
+    return [
+        Picture(plate.name, plate.title, plate.caption, plate.draw(evidence))
+        for plate in plates
+        if set(plate.needs) <= set(settings)
+    ]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from workbench.studies import icl_regression as study
 from workbench.studies import icl_regression_figures as figures
 from workbench.studies import icl_regression_panels as panels
 from workbench.studies import study as frame
+from workbench.zoo.claims import findings
 from workbench.zoo.regression import laws, recipe, training
 from workbench.zoo.regression.claims import CLAIMS
 from workbench.zoo.trajectory import Results
@@ -41,7 +42,7 @@ def evidence(quick):
 
 
 def verdicts(evidence, only=None):
-    return {law.name: law.verdict for law, _ in laws.check(evidence, CLAIMS, only)}
+    return {f.law.name: f.law.verdict for f in findings(evidence, CLAIMS, only)}
 
 
 def test_laws_and_settings_fit_together():
@@ -191,7 +192,7 @@ def test_superposition_wants_both():
 
 @pytest.mark.slow
 def test_axes_are_named_and_hover_says_what(evidence):
-    drawn = study.pictures(evidence)
+    drawn = frame.pictures(study.PLATES, evidence, evidence.runs)
     assert [picture.name for picture in drawn] == [
         "phases", "circuits", "courses", "fates", "lengths", "flow"
     ]  # fmt: skip

@@ -9,6 +9,7 @@ Nothing is imported but the standard library, so that listing the zoo costs noth
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,12 @@ __all__ = ["card", "code_of", "laboratories", "laboratory", "names", "open_run",
 _WEIGHTS = Path(__file__).resolve().parent / "weights"
 # A folder under it is a model when it holds the first file, a laboratory when it holds the second.
 _MODEL, _LABORATORY = "config.json", "laboratory.json"
-# The code of each laboratory: `shipped` makes it and opens its runs, `published` has what others
-# measured.
-_CODE = {"bigram-backcopy": "workbench.zoo.backcopy"}
+# The code of each laboratory by its name.  A package may have: `shipped` makes it and opens its
+# runs, `published` has what others measured, `fates` says where its runs ended.
+_CODE = {
+    "bigram-backcopy": "workbench.zoo.backcopy",
+    "icl-regression": "workbench.zoo.regression",
+}
 
 
 def names() -> tuple[str, ...]:
@@ -70,8 +74,9 @@ def laboratory(name: str) -> Results:
 
 
 def code_of(name: str, module: str) -> Any:
-    """A module of a laboratory's code (`shipped`, `published`), None for one made elsewhere."""
-    return import_module(f"{_CODE[name]}.{module}") if name in _CODE else None
+    """A module of a laboratory's code, None where it has none of that name or was made elsewhere."""
+    full = f"{_CODE[name]}.{module}" if name in _CODE else ""
+    return import_module(full) if full and find_spec(full) else None
 
 
 def open_run(name: str) -> tuple[Any, Any]:

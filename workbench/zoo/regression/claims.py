@@ -6,23 +6,19 @@ from collections.abc import Callable
 
 import numpy as np
 
+from workbench.zoo.claims import OURS, Claim, Values, first, last
 from workbench.zoo.regression import closed
 from workbench.zoo.regression.laws import (
     AHN,
     FAR,
     HE,
-    OURS,
     TWO,
-    Claim,
     Evidence,
     Run,
-    Values,
     agreement,
     baseline,
     excess,
     final,
-    first,
-    last,
     other_split,
     shrunk,
     slope,
@@ -130,7 +126,7 @@ def _rates(e: Evidence) -> tuple[Values, Values]:
     return agreement(counts, lambda h: 2.0 ** (1 - h)), [min(agreement(counts, lambda _: 0.5))]
 
 
-CLAIMS = (
+CLAIMS: tuple[Claim[Evidence], ...] = (
     Claim("KQ becomes a multiple of the identity", HE, "energy of KQ[:, :d] off the identity",
           Mark("<", 0.01), "untrained", "The scores of both heads compare x with x and read "
           "nothing else.", _untrained("off_kq", TWO), TWO),

@@ -9,18 +9,17 @@ settle, and the law of the trap from all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 
+from workbench.zoo.claims import last
 from workbench.zoo.regression import reduced
-from workbench.zoo.trajectory import Law, Mark
 
 HE = "He et al. 2025, arXiv 2503.12734"
 AHN = "Ahn et al. 2023, arXiv 2306.00297, with noise"
-OURS = "this laboratory"
 # Risks between debiased GD (.24) and the one-head plateau (.40).
 STUCK, SOLVED = 0.33, 0.26
 TWO, CONTROLS = ("h2", "opposite"), ("same",)
@@ -30,7 +29,6 @@ FLOW_HEADS, FLOW_STARTS = (2, 3, 4), 512
 FAR = 4  # prompts this many times longer than those of training
 
 Run = xr.Dataset
-Values = Sequence[float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,65 +61,12 @@ def look(runs: Mapping[str, Sequence[Run]]) -> Evidence:
     return Evidence(runs, flows[0], flows[1], traps)
 
 
-@dataclass(frozen=True)
-class Claim:
-    """One law; `read` gives the values and the nulls, `needs` the settings it cannot do without.
-
-    `says` is the law in words; `whole` laws are read from the whole recipe only.
-    """
-
-    name: str
-    source: str
-    statistic: str
-    mark: Mark
-    control: str
-    says: str
-    read: Callable[[Evidence], tuple[Values, Values]]
-    needs: tuple[str, ...] = ()
-    whole: bool = False
-
-    def law(self, evidence: Evidence) -> tuple[Law, int]:
-        """The law and the number of runs behind it; without runs NaN and 0."""
-        values, nulls = self.read(evidence)
-        # Below a bound the largest value is the worst, and the smallest null the nearest.
-        worst, nearest = (max, min) if self.mark.sign == "<" else (min, max)
-        value, null = worst(values, default=np.nan), nearest(nulls, default=np.nan)
-        return self._with(float(value), float(null)), len(values)
-
-    def left_out(self) -> tuple[Law, int]:
-        """The law where its runs are missing."""
-        return self._with(np.nan, np.nan), 0
-
-    def _with(self, value: float, null: float) -> Law:
-        return Law(self.name, self.source, self.statistic, self.mark, value, self.control, null)
-
-
-def check(
-    evidence: Evidence, claims: Sequence[Claim], only: Collection[str] | None = None
-) -> list[tuple[Law, int]]:
-    """Every claim with the number of runs behind it; with `only`, the others are not applicable."""
-    return [
-        claim.law(evidence) if only is None or claim.name in only else claim.left_out()
-        for claim in claims
-    ]
-
-
 def fate(run: Run) -> str:
     """Where a run ended: stuck, solved or late."""
     if last(run, "risk") > STUCK:
         return "stuck"
     half = run["risk"].where(run["step"] <= run["step"].max() / 2, drop=True)
     return "solved" if float(half.isel(step=-1)) < SOLVED else "late"
-
-
-def last(run: Run, name: str) -> float:
-    """A logged scalar at the end."""
-    return float(run[name].isel(step=-1))
-
-
-def first(run: Run, name: str) -> float:
-    """The same before training."""
-    return float(run[name].isel(step=0))
 
 
 def own_length(run: Run) -> int:

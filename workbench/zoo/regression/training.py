@@ -1,9 +1,11 @@
 """Recipes to stacks of `workbench.zoo.lab`, the run itself, and tests of what was trained.
 
-from workbench.zoo.regression import claims, laws, recipe, training
+from workbench.zoo import claims
+from workbench.zoo.regression import laws, recipe, training
+from workbench.zoo.regression.claims import CLAIMS
 recipes = recipe.small()
 runs = training.runs(training.train("runs/regression", recipes), recipes)
-for law, n in laws.check(laws.look(runs), claims.CLAIMS): print(law.verdict, law.name)
+for found in claims.findings(laws.look(runs), CLAIMS): print(found.law.verdict, found.law.name)
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The deconstructed attention laboratory: which parts of attention a language model needs."""

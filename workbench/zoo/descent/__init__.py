@@ -1,0 +1,1 @@
+"""The gradient-descent laboratory: attention that takes steps of gradient descent in context."""

@@ -1,0 +1,1 @@
+"""The random-features laboratory: what attention with frozen random heads can learn."""

@@ -1,0 +1,1 @@
+"""The induction laboratory: two layers form induction heads, one layer cannot."""

@@ -1,0 +1,1 @@
+"""The JEPA laboratory: which features deep linear networks learn first."""

@@ -1,0 +1,1 @@
+"""The associative memory laboratory: what a sum of outer products holds."""

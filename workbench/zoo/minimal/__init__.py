@@ -1,0 +1,1 @@
+"""The minimal transformer laboratory: what classification still works without."""

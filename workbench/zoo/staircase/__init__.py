@@ -1,0 +1,1 @@
+"""The staircase laboratory: linear attention learns one direction after the other."""
