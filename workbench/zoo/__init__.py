@@ -74,7 +74,7 @@ def laboratory(name: str) -> Results:
 
 
 def code_of(name: str, module: str) -> Any:
-    """A module of a laboratory's code, None where it has none of that name or was made elsewhere."""
+    """A module of a laboratory's code, None where it has none or was made elsewhere."""
     full = f"{_CODE[name]}.{module}" if name in _CODE else ""
     return import_module(full) if full and find_spec(full) else None
 
