@@ -17,48 +17,18 @@ import pandas as pd
 from workbench.errors import WorkbenchError
 from workbench.studies import active_dormant_figures as figures
 from workbench.studies import active_dormant_panels as panels
-from workbench.studies.study import DEFAULT, FULL, QUICK, Content, Finding, Picture, Progress, Study
+from workbench.studies.study import DEFAULT, FULL, QUICK, Content, Plate, Progress, Study, pictures
+from workbench.zoo import claims
 from workbench.zoo.backcopy import laws, published
 from workbench.zoo.backcopy.recipe import Recipe, full, small, steps_to
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from workbench.zoo.trajectory import Results
 
 LABORATORY = "laboratory"
 QUICK_STEPS = 200
 _QUICK_RUNS = ("main-s0", "no-copy-s0", "no-attention-s0")
-# The laws in words, in the terms of the figures.
-SAYS = {
-    "bigram before backcopy": "The bigram statistics of the language are learned before the rule "
-    "that copies the symbol before a trigger.",
-    "backcopy needs attention": "With attention the copying is learned; without it, it is not.",
-    "sink where the head is dormant": "On queries without a trigger, where there is nothing to "
-    "copy, the head attends to <s>; it does not when there is never anything to copy.",
-    "no sink where it is active": "On queries with a trigger the same head leaves <s> alone.",
-    "sink logits grow": "The score of <s> rises far above that of the other keys.",
-    "sink logits concentrate": "It does so alike for all token types: their spread is small beside "
-    "their mean.",
-    "value of the sink is small": "Being attended to, <s> writes less than the other symbols do.",
-    "value of the sink drains": "What <s> writes first grows, then shrinks again.",
-    "no triggers, no sink": "Control: in a language without the rule the head makes no sink.",
-    "no triggers, no drain": "Control: and there <s> writes as much as other symbols.",
-    "ReLU attention has no sink": "A head whose weights need not sum to one has no use for a sink.",
-    "the head carries backcopy": "Zeroing the head destroys the copying.",
-    "the head carries nothing else": "Zeroing it leaves the bigram predictions, which removing the "
-    "MLP destroys: on these queries the head is dormant.",
-    "eviction of <s> hurts the dormant": "When <s> is evicted, queries without a trigger suffer, "
-    "which they do not from losing the key after it.",
-    "more than that of other keys": "Nor from losing the second key after it.",
-    "eviction of <s> spares the active": "Queries with a trigger do not notice that <s> is gone.",
-    "a null sink from +4 takes over": "A learned logit in the softmax's denominator that starts "
-    "high becomes the sink in the place of <s>.",
-    "a null sink from 0 does not": "One that starts at zero loses to <s>: who is ahead early wins.",
-    "AdamW: the residual grows": "The residual stream at <s> keeps growing under AdamW.",
-    "SGD: the residual shrinks": "Under SGD it shrinks.",
-}
-
 NOTES = (
     "The recipe was found by trying: rates, sizes and numbers of steps were chosen so that every "
     "seed passes, and the marks lie between the values and the controls seen then. The laws say "
@@ -110,7 +80,7 @@ class Config:
     def laws(self) -> list[str]:
         """Names of the laws whose runs and controls are trained."""
         trained = {setting.name for recipe in self.recipes() for setting in recipe.settings}
-        return [c.name for c in laws.CLAIMS if {c.setting, c.control} <= trained]
+        return claims.readable(laws.CLAIMS, trained)
 
     def banner(self) -> str:
         if self.size != QUICK:
@@ -133,29 +103,16 @@ def run(config: Config, folder: Path, progress: Progress) -> Content:
 
     recipes = config.recipes()
     results = training.train(folder / LABORATORY, recipes, progress)
-    runs = laws.by_setting(results.trajectories)
+    runs = claims.by_setting(results.trajectories)
     return Content(
-        findings=findings(results, runs, config.laws()),
-        pictures=pictures(runs),
+        findings=laws.check(results, config.laws()),
+        pictures=pictures(PLATES, runs, runs),
         tables=tables(runs),
         notes=NOTES,
         seeds=sorted({setting.seed for recipe in recipes for setting in recipe.settings}),
         facts={"training": results.cost},
         banner=config.banner(),
     )
-
-
-def findings(results: Results, runs: figures.Runs, only: list[str]) -> list[Finding]:
-    """Every law with its words; those of the paper are required."""
-    return [
-        Finding(
-            law,
-            SAYS[claim.name],
-            required=claim.source == laws.GUO,
-            n=len(runs[claim.setting]) if claim.name in only else 0,
-        )
-        for claim, law in zip(laws.CLAIMS, laws.check(results, only), strict=True)
-    ]
 
 
 def tables(runs: figures.Runs) -> dict[str, pd.DataFrame]:
@@ -184,73 +141,63 @@ def _curves(one: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame({**label, **place, "step": one["step"].to_numpy(), **values})
 
 
-# Name, title, settings that must be there, caption, figure; in the order of the story.
-PICTURES = (
-    (
-        "risks", "Two things are learned, one after the other", {"main"},
+# In the order of the story.
+PLATES: tuple[Plate[figures.Runs], ...] = (
+    Plate(
+        "risks", "Two things are learned, one after the other",
         "Risk above the exact oracle on held-out texts, one line per seed. Diamonds mark the "
         "first logged step below the dotted thresholds.",
-        figures.risks,
+        figures.risks, ("main",),
     ),
-    (
-        "sink", "The head begins to attend to <s> where it has nothing to copy", {"main"},
+    Plate(
+        "sink", "The head begins to attend to <s> where it has nothing to copy",
         "Mean weight on <s> over queries from the second on, one line per seed.",
-        figures.sink,
+        figures.sink, ("main",),
     ),
-    (
-        "sink-by-run", "Where every run ends", {"main"},
+    Plate(
+        "sink-by-run", "Where every run ends",
         "Mean weight on <s> at the last step, off and on trigger, and what a null sink takes "
         "in the runs that have one. ReLU rows do not sum to one. The runs adamw and sgd have "
         "three layers; there the head with the largest sink is shown.",
-        figures.sink_by_run,
+        figures.sink_by_run, ("main",),
     ),
-    (
-        "margin", "The score of <s> rises for all token types", {"main"},
+    Plate(
+        "margin", "The score of <s> rises for all token types",
         "Score of <s> minus the mean score of the keys between it and the query, per token "
         "type at the query, triggers left out. Line: mean over types; band: 10–90 % of types.",
-        figures.margin,
+        figures.margin, ("main",),
     ),
-    (
-        "values", "What <s> writes drains", {"main", "no-copy"},
+    Plate(
+        "values", "What <s> writes drains",
         "Norm of the value as the residual stream receives it, by role of the attended symbol.",
-        figures.values,
+        figures.values, ("main", "no-copy"),
     ),
-    (
+    Plate(
         "residual", "The residual of <s> grows under AdamW and shrinks under SGD",
-        {"adamw", "sgd"},
         "Three-layer runs. The slope is fitted over the later half.",
-        figures.residual,
+        figures.residual, ("adamw", "sgd"),
     ),
-    (
-        "interventions", "What breaks when a part is taken away", {"main"},
+    Plate(
+        "interventions", "What breaks when a part is taken away",
         "Excess risk of the trained network with one part gone, as a multiple of that of the "
         "whole one; bars: geometric mean over seeds. Hover for nats and seeds.",
-        figures.interventions,
+        figures.interventions, ("main",),
     ),
-    (
-        "patterns", "The pattern on one text, while it is learned", {"main"},
+    Plate(
+        "patterns", "The pattern on one text, while it is learned",
         "First seed. Rows are queries, columns keys; column 0 is <s>. Named rows hold a trigger: "
         "there the head looks one symbol back.",
-        lambda runs: panels.patterns(runs["main"][0]),
+        lambda runs: panels.patterns(runs["main"][0]), ("main",),
     ),
-    (
-        "published", "Beside the published full-size curve", {"main"},
+    Plate(
+        "published", "Beside the published full-size curve",
         "Orange: published, not run here (one layer, d_model 256, 256 positions, Tiny "
         "Shakespeare; last panel three layers). Blue: this study's first seed. Unless "
         "it was run at full size, size and language differ: compare shapes, not heights. In the "
         "last panel AdamW is solid and SGD dotted. Step 0 is left out where steps are logarithmic.",
-        panels.published_curve,
+        panels.published_curve, ("main",),
     ),
 )  # fmt: skip
-
-
-def pictures(runs: figures.Runs) -> list[Picture]:
-    """The figures that these runs allow."""
-    return [
-        Picture(name, title, caption, draw(runs))
-        for name, title, needs, caption, draw in PICTURES
-        if needs <= set(runs)
-    ]
 
 
 STUDY = Study(

@@ -1,6 +1,6 @@
 """Figures of the active-dormant study: trajectories of single runs in, one figure out.
 
-Runs come by setting, as `workbench.zoo.backcopy.laws.by_setting` gives them.  Every seed is a line
+Runs come by setting, as `workbench.zoo.claims.by_setting` gives them.  Every seed is a line
 of its own; nothing is averaged over seeds.
 """
 

@@ -41,7 +41,7 @@ def quick(tmp_path_factory):
 
 
 def test_every_law_has_its_words():
-    assert study.SAYS.keys() == {claim.name for claim in laws.CLAIMS}
+    assert laws.SAYS.keys() == {claim.name for claim in laws.CLAIMS}
 
 
 def test_laws_without_their_runs_are_not_applicable_in_the_quick_setting():

@@ -7,6 +7,7 @@ from study_made import EDITS, STEPS, TOKENS, planted
 from workbench.studies import active_dormant as study
 from workbench.studies import active_dormant_figures as figures
 from workbench.studies import active_dormant_panels as panels
+from workbench.studies import study as frame
 from workbench.zoo.backcopy import laws, published
 
 
@@ -181,10 +182,10 @@ def test_published_numbers_are_shown_as_they_are_and_labelled():
 
 
 def test_figures_that_lack_their_runs_are_left_out():
-    names = [p.name for p in study.pictures(EVERY)]
+    names = [p.name for p in frame.pictures(study.PLATES, EVERY, EVERY)]
     assert len(names) == 9 and len(set(names)) == 9
     few = {name: EVERY[name] for name in ("main", "no-copy")}
-    assert set(names) - {p.name for p in study.pictures(few)} == {"residual"}
+    assert set(names) - {p.name for p in frame.pictures(study.PLATES, few, few)} == {"residual"}
 
 
 def test_the_table_of_curves_has_every_run_and_step():

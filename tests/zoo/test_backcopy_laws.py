@@ -71,7 +71,7 @@ def planted(
 
 def checked(story):
     runs = {name: planted(name, **values) for name, values in story.items()}
-    return {law.name: law for law in laws.check(SimpleNamespace(trajectories=runs))}  # type: ignore[arg-type]
+    return {f.law.name: f.law for f in laws.check(SimpleNamespace(trajectories=runs))}  # type: ignore[arg-type]
 
 
 def test_every_law_holds_where_the_story_is_true():
@@ -132,7 +132,7 @@ def test_values_are_the_worst_seed_and_nulls_the_nearest():
     runs["second"] = planted("main", **{**DORMANT, "sink_off": 0.7, "sink_on": 0.02})
     runs["third"] = planted("no-copy", **{**IDLE, "sink_off": 0.2})
     results: Any = SimpleNamespace(trajectories=runs)
-    found = {law.name: law for law in laws.check(results)}
+    found = {f.law.name: f.law for f in laws.check(results)}
     assert found["sink where the head is dormant"].value == pytest.approx(0.7)
     assert found["sink where the head is dormant"].null == pytest.approx(0.2)
     assert found["no sink where it is active"].value == pytest.approx(0.02)

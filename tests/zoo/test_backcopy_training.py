@@ -12,6 +12,7 @@ from workbench.errors import WorkbenchError
 from workbench.zoo.backcopy import export, laws, measure
 from workbench.zoo.backcopy.recipe import Setting, small, steps_to
 from workbench.zoo.backcopy.training import EVALUATION, PROBE_LENGTH, PROBES, Bench, train
+from workbench.zoo.claims import by_setting
 
 pytestmark = pytest.mark.slow  # two short trainings, about ten seconds alone
 
@@ -34,7 +35,7 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(results):
-    return {name: found[0] for name, found in laws.by_setting(results.trajectories).items()}
+    return {name: found[0] for name, found in by_setting(results.trajectories).items()}
 
 
 def last(run, name):

@@ -100,7 +100,7 @@ def _stacks(about: dict[str, Any]) -> Iterator[str]:
 
 def _laws(results: Results) -> Iterator[str]:
     """Every claim with its mark, the worst seed and the control that comes nearest."""
-    found = laws.check(results)
+    found = [finding.law for finding in laws.check(results)]
     held = sum(law.held for law in found)
     yield from (
         "## Laws",

@@ -7,19 +7,21 @@ they say otherwise.  In deeper networks the head is the one with the largest sin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 
 from workbench.errors import WorkbenchError
-from workbench.zoo.trajectory import Law, Mark, Results
+from workbench.zoo.claims import Claim, Finding, Values, by_setting, findings
+from workbench.zoo.trajectory import Mark, Results
 
 GUO = "Guo et al. 2024, arXiv 2410.13835"
 XIAO = "Xiao et al. 2023, arXiv 2309.17453"
 OURS = "this laboratory; sink logit as in gpt-oss"
 LEARNED_BIGRAM, LEARNED_COPY = 0.5, 1.0  # nats: bigram excess, backcopy risk
+Runs = Mapping[str, Sequence[xr.Dataset]]
 LATE = 0.5  # share of the steps over which the slope of the residual is fitted
 
 
@@ -31,68 +33,13 @@ class Statistic:
     of: Callable[[xr.Dataset], float]
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A law before it is looked up: `statistic` of runs `setting` must meet the mark.
-
-    The control is the same statistic of runs `control`, or `other` if given.
-    """
-
-    name: str
-    source: str
-    mark: Mark
-    statistic: Statistic
-    setting: str
-    control: str
-    other: Statistic | None = None
-
-
-def check(results: Results, only: Collection[str] | None = None) -> list[Law]:
+def check(results: Results, only: Collection[str] | None = None) -> list[Finding]:
     """Every claim on what was trained, in the order of the story.
 
     With `only`, the names of the laws that can be read from these runs, the others are not
-    applicable.
+    applicable.  Required are the laws of the paper itself.
     """
-    runs = by_setting(results.trajectories)
-    return [
-        _look_up(claim, runs) if only is None or claim.name in only else _left_out(claim)
-        for claim in CLAIMS
-    ]
-
-
-def by_setting(trajectories: Mapping[str, xr.Dataset]) -> dict[str, list[xr.Dataset]]:
-    """Trajectories of single runs, by setting."""
-    found: dict[str, list[xr.Dataset]] = {}
-    for data in trajectories.values():
-        for i, setting in enumerate(data["setting"].to_numpy()):
-            found.setdefault(str(setting), []).append(data.isel(run=i))
-    return found
-
-
-def _look_up(claim: Claim, runs: Mapping[str, list[xr.Dataset]]) -> Law:
-    for setting in (claim.setting, claim.control):
-        if setting not in runs:
-            raise WorkbenchError(
-                f"there is no run {setting!r} here, which the law {claim.name!r} needs; "
-                f"there are {', '.join(runs)}."
-            )
-    other = claim.other or claim.statistic
-    values = [claim.statistic.of(run) for run in runs[claim.setting]]
-    nulls = [other.of(run) for run in runs[claim.control]]
-    # Below a bound the largest value is the worst, and the smallest null the nearest.
-    worst, nearest = (max, min) if claim.mark.sign == "<" else (min, max)
-    return _law(claim, worst(values), nearest(nulls))
-
-
-def _left_out(claim: Claim) -> Law:
-    return _law(claim, np.nan, np.nan)
-
-
-def _law(claim: Claim, value: float, null: float) -> Law:
-    says = claim.statistic.says
-    if claim.other is not None and claim.other is not claim.statistic:
-        says = f"{says}; control: {claim.other.says}"
-    return Law(claim.name, claim.source, says, claim.mark, value, claim.control, null)
+    return findings(by_setting(results.trajectories), CLAIMS, only, reported=(XIAO, OURS))
 
 
 def copy_delay(run: xr.Dataset) -> float:
@@ -191,30 +138,84 @@ _EVICT_ON = Statistic("rise of backcopy risk, key 0 evicted", edited("key 0", "o
 _EVICT_1 = Statistic("growth of bigram excess, key 1 evicted", grown("key 1"))
 _EVICT_2 = Statistic("growth of bigram excess, key 2 evicted", grown("key 2"))
 
-CLAIMS = (
-    Claim("bigram before backcopy", GUO, Mark(">", 0), _DELAY, "main", "main", _AT_ONCE),
-    Claim("backcopy needs attention", GUO, Mark("<", 0.4), _RISK, "main", "no-attention"),
-    Claim("sink where the head is dormant", GUO, Mark(">", 0.5), _SINK, "main", "no-copy"),
-    Claim("no sink where it is active", GUO, Mark("<", 0.05), _SINK_ON, "main", "main", _SINK),
-    Claim("sink logits grow", GUO, Mark(">", 4), _MARGIN, "main", "no-copy"),
-    Claim("sink logits concentrate", GUO, Mark("<", 2), _BAND, "main", "no-copy"),
-    Claim("value of the sink is small", GUO, Mark("<", 0.6), _RATIO, "main", "no-copy"),
-    Claim("value of the sink drains", GUO, Mark("<", 0.6), _DROP, "main", "relu"),
-    Claim("no triggers, no sink", GUO, Mark("<", 0.3), _SINK, "no-copy", "main"),
-    Claim("no triggers, no drain", GUO, Mark(">", 0.8), _RATIO, "no-copy", "main"),
-    Claim("ReLU attention has no sink", GUO, Mark("<", 0.02), _SINK, "relu", "main"),
-    Claim("the head carries backcopy", GUO, Mark(">", 3), _HEAD_ON, "main", "no-copy"),
-    Claim("the head carries nothing else", GUO, Mark("<", 0.15), _HEAD_OFF, "main", "main",
-          _MLP_OFF),
-    Claim("eviction of <s> hurts the dormant", XIAO, Mark(">", 0.1), _EVICT_OFF, "main", "main",
-          _EVICT_1),
-    Claim("more than that of other keys", XIAO, Mark(">", 0.1), _EVICT_OFF, "main", "main",
-          _EVICT_2),
-    Claim("eviction of <s> spares the active", XIAO, Mark("<", 0.01), _EVICT_ON, "main", "main",
-          _HEAD_ON),
-    Claim("a null sink from +4 takes over", OURS, Mark(">", 0.5), _NULL, "null-from-4",
-          "null-from-0"),
-    Claim("a null sink from 0 does not", OURS, Mark(">", 0.5), _SINK, "null-from-0", "null-from-4"),
-    Claim("AdamW: the residual grows", GUO, Mark(">", 0), _SLOPE, "adamw", "sgd"),
-    Claim("SGD: the residual shrinks", GUO, Mark("<", 0), _SLOPE, "sgd", "adamw"),
+# The laws in words, in the terms of the figures.
+SAYS = {
+    "bigram before backcopy": "The bigram statistics of the language are learned before the rule "
+    "that copies the symbol before a trigger.",
+    "backcopy needs attention": "With attention the copying is learned; without it, it is not.",
+    "sink where the head is dormant": "On queries without a trigger, where there is nothing to "
+    "copy, the head attends to <s>; it does not when there is never anything to copy.",
+    "no sink where it is active": "On queries with a trigger the same head leaves <s> alone.",
+    "sink logits grow": "The score of <s> rises far above that of the other keys.",
+    "sink logits concentrate": "It does so alike for all token types: their spread is small beside "
+    "their mean.",
+    "value of the sink is small": "Being attended to, <s> writes less than the other symbols do.",
+    "value of the sink drains": "What <s> writes first grows, then shrinks again.",
+    "no triggers, no sink": "Control: in a language without the rule the head makes no sink.",
+    "no triggers, no drain": "Control: and there <s> writes as much as other symbols.",
+    "ReLU attention has no sink": "A head whose weights need not sum to one has no use for a sink.",
+    "the head carries backcopy": "Zeroing the head destroys the copying.",
+    "the head carries nothing else": "Zeroing it leaves the bigram predictions, which removing the "
+    "MLP destroys: on these queries the head is dormant.",
+    "eviction of <s> hurts the dormant": "When <s> is evicted, queries without a trigger suffer, "
+    "which they do not from losing the key after it.",
+    "more than that of other keys": "Nor from losing the second key after it.",
+    "eviction of <s> spares the active": "Queries with a trigger do not notice that <s> is gone.",
+    "a null sink from +4 takes over": "A learned logit in the softmax's denominator that starts "
+    "high becomes the sink in the place of <s>.",
+    "a null sink from 0 does not": "One that starts at zero loses to <s>: who is ahead early wins.",
+    "AdamW: the residual grows": "The residual stream at <s> keeps growing under AdamW.",
+    "SGD: the residual shrinks": "Under SGD it shrinks.",
+}
+
+
+def _claim(
+    name: str, source: str, mark: Mark, statistic: Statistic, setting: str, control: str,
+    other: Statistic | None = None,
+) -> Claim[Runs]:  # fmt: skip
+    """`statistic` of runs `setting`; the null is that of runs `control`, or `other` if given."""
+
+    def read(runs: Runs) -> tuple[Values, Values]:
+        for wanted in (setting, control):
+            if wanted not in runs:
+                raise WorkbenchError(
+                    f"there is no run {wanted!r} here, which the law {name!r} needs; "
+                    f"there are {', '.join(runs)}."
+                )
+        null = other or statistic
+        return [statistic.of(run) for run in runs[setting]], [null.of(r) for r in runs[control]]
+
+    says = statistic.says
+    if other is not None and other is not statistic:
+        says = f"{says}; control: {other.says}"
+    return Claim(name, source, says, mark, control, SAYS[name], read, (setting, control))
+
+
+CLAIMS: tuple[Claim[Runs], ...] = (
+    _claim("bigram before backcopy", GUO, Mark(">", 0), _DELAY, "main", "main", _AT_ONCE),
+    _claim("backcopy needs attention", GUO, Mark("<", 0.4), _RISK, "main", "no-attention"),
+    _claim("sink where the head is dormant", GUO, Mark(">", 0.5), _SINK, "main", "no-copy"),
+    _claim("no sink where it is active", GUO, Mark("<", 0.05), _SINK_ON, "main", "main", _SINK),
+    _claim("sink logits grow", GUO, Mark(">", 4), _MARGIN, "main", "no-copy"),
+    _claim("sink logits concentrate", GUO, Mark("<", 2), _BAND, "main", "no-copy"),
+    _claim("value of the sink is small", GUO, Mark("<", 0.6), _RATIO, "main", "no-copy"),
+    _claim("value of the sink drains", GUO, Mark("<", 0.6), _DROP, "main", "relu"),
+    _claim("no triggers, no sink", GUO, Mark("<", 0.3), _SINK, "no-copy", "main"),
+    _claim("no triggers, no drain", GUO, Mark(">", 0.8), _RATIO, "no-copy", "main"),
+    _claim("ReLU attention has no sink", GUO, Mark("<", 0.02), _SINK, "relu", "main"),
+    _claim("the head carries backcopy", GUO, Mark(">", 3), _HEAD_ON, "main", "no-copy"),
+    _claim("the head carries nothing else", GUO, Mark("<", 0.15), _HEAD_OFF, "main", "main",
+           _MLP_OFF),
+    _claim("eviction of <s> hurts the dormant", XIAO, Mark(">", 0.1), _EVICT_OFF, "main", "main",
+           _EVICT_1),
+    _claim("more than that of other keys", XIAO, Mark(">", 0.1), _EVICT_OFF, "main", "main",
+           _EVICT_2),
+    _claim("eviction of <s> spares the active", XIAO, Mark("<", 0.01), _EVICT_ON, "main", "main",
+           _HEAD_ON),
+    _claim("a null sink from +4 takes over", OURS, Mark(">", 0.5), _NULL, "null-from-4",
+           "null-from-0"),
+    _claim("a null sink from 0 does not", OURS, Mark(">", 0.5), _SINK, "null-from-0",
+           "null-from-4"),
+    _claim("AdamW: the residual grows", GUO, Mark(">", 0), _SLOPE, "adamw", "sgd"),
+    _claim("SGD: the residual shrinks", GUO, Mark("<", 0), _SLOPE, "sgd", "adamw"),
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from workbench.zoo.backcopy import recipe, training, laws
 results = training.train("runs/backcopy", recipe.small())
-for law in laws.check(results): print(law.verdict, law.name, law.value)
+for found in laws.check(results): print(found.law.verdict, found.law.name, found.law.value)
 """
 
 from __future__ import annotations
