@@ -7,15 +7,16 @@ that it stays true of figures still to come.  Everything written by others is es
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from workbench.app.figures import CONFIG
 from workbench.app.readings import number
-from workbench.studies.study import VERDICTS, Content, Finding, Picture, Study, closing_line
+from workbench.studies.study import VERDICTS, Content, Picture, Study, closing_line, law_table
 
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -52,6 +53,7 @@ td.number, th.number, td.short { white-space: nowrap; }
   font-size: 12px; font-weight: 600; color: #fff; background: var(--grey); }
 .verdict.held { background: var(--blue); }
 .verdict.not-held { background: var(--red); }
+a { color: var(--blue); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 18px; margin: 0;
   font-size: 13px; }
 dd { margin: 0; overflow-wrap: anywhere; }
@@ -59,6 +61,12 @@ details pre { overflow-x: auto; font-size: 12px; }
 li { margin-bottom: 6px; }
 .closing { font-weight: 600; font-size: 16px; margin-top: 28px; }
 """
+RULE = (
+    '<p class="caption">A law is held when its value meets the mark and the control does not: a '
+    "control that meets it too would show that the number says nothing. Every value is that of the "
+    "worst run, every null that of the control that comes nearest to the mark. Verdicts are "
+    "computed.</p>"
+)
 _DRAW = """
 for (const place of document.querySelectorAll('.figure')) {
   const drawn = JSON.parse(document.getElementById(place.id + '-data').textContent);
@@ -78,11 +86,8 @@ def page(study: Study, content: Content, about: Mapping[str, Any]) -> str:
         banner,
         f'<p class="closing">{escape(line)}</p>',
         "<h2>Laws</h2>",
-        '<p class="caption">A law is held when its value meets the mark and the control does not: '
-        "a control that meets it too would show that the number says nothing. Every value is that "
-        "of the worst run, every null that of the control that comes nearest to the mark. "
-        "Verdicts are computed.</p>",
-        _laws(content),
+        RULE,
+        laws(law_table(content.findings)),
         "<h2>Figures</h2>",
         *(_figure(picture) for picture in content.pictures),
         f"<h2>What to know about these numbers</h2><ul>{notes}</ul>" if notes else "",
@@ -91,39 +96,46 @@ def page(study: Study, content: Content, about: Mapping[str, Any]) -> str:
         f'<p class="closing">{escape(line)}</p>',
     ]
     script = _DRAW.replace("CONFIG", json.dumps(CONFIG))
+    scripts = f"<script>{get_plotlyjs()}</script>\n<script>{script}</script>"
+    return document(f"{study.name}: {line}", body, scripts)
+
+
+def document(title: str, body: Sequence[str], scripts: str = "") -> str:
+    """A whole page of these parts, with the style and the policy of reports."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(study.name)}: {escape(line)}</title><style>{_STYLE}</style></head>"
-        f"<body><main>{''.join(body)}</main>\n<script>{get_plotlyjs()}</script>\n"
-        f"<script>{script}</script></body></html>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
+        f"<body><main>{''.join(body)}</main>\n{scripts}</body></html>\n"
     )
 
 
-def _laws(content: Content) -> str:
+def laws(table: pd.DataFrame) -> str:
+    """The law table (`study.law_table`) as HTML."""
     head = (
         '<tr><th>verdict</th><th>law</th><th class="number">value</th><th>mark</th>'
         '<th class="number">null</th><th>control</th><th class="number">n</th>'
         "<th>required</th><th>source</th></tr>"
     )
-    rows = "".join(_law(finding) for finding in content.findings)
+    rows = "".join(_law(row) for row in table.to_dict("records"))
     return f'<div class="panel scroll"><table>{head}{rows}</table></div>'
 
 
-def _law(finding: Finding) -> str:
-    law = finding.law
-    verdict = law.verdict
-    mark = f"{escape(law.mark.sign)} {number(law.mark.bound)}"
+def _law(law: Mapping[Any, Any]) -> str:
+    verdict = law["verdict"]
     assert verdict in VERDICTS
+    sign, _, bound = law["mark"].partition(" ")
     return (
         f'<tr><td><span class="verdict {verdict.replace(" ", "-")}">{verdict}</span></td>'
-        f'<td class="says"><b>{escape(law.name)}</b><br>{escape(finding.says)}'
-        f'<br><span class="statistic">{escape(law.statistic)}</span></td>'
-        f'<td class="number">{number(law.value)}</td><td class="short">{mark}</td>'
-        f'<td class="number">{number(law.null)}</td><td class="control">{escape(law.control)}</td>'
-        f'<td class="number">{finding.n or "–"}</td><td>{"yes" if finding.required else "no"}</td>'
-        f"<td>{escape(law.source)}</td></tr>"
+        f'<td class="says"><b>{escape(law["law"])}</b><br>{escape(law["says"])}'
+        f'<br><span class="statistic">{escape(law["statistic"])}</span></td>'
+        f'<td class="number">{number(law["value"])}</td>'
+        f'<td class="short">{escape(sign)} {number(float(bound))}</td>'
+        f'<td class="number">{number(law["null"])}</td>'
+        f'<td class="control">{escape(law["control"])}</td>'
+        f'<td class="number">{law["n"] or "–"}</td><td>{"yes" if law["required"] else "no"}</td>'
+        f"<td>{escape(law['source'])}</td></tr>"
     )
 
 

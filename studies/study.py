@@ -33,7 +33,7 @@ from workbench.zoo.claims import Finding
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-FORMAT, VERSION = "attention-workbench study", 1
+FORMAT, VERSION = "attention-workbench study", 2
 ABOUT, REPORT, LAWS = "study.json", "report.html", "laws.parquet"
 QUICK, DEFAULT, FULL = "quick", "default", "full"
 VERDICTS = ("held", "not held", "not applicable")
@@ -150,6 +150,7 @@ def perform(
             "cpu": round(time.process_time() - cpu, 1),
         },
         "facts": dict(content.facts),
+        "banner": content.banner,
         "laws": closing_line(content.findings),
         "notes": list(content.notes),
     }
@@ -184,6 +185,7 @@ def _open(folder: Path, study: Study, config: Config) -> dict[str, Any]:
         "format": FORMAT,
         "schema": VERSION,
         "name": study.name,
+        "question": study.question,
         "paper": study.paper,
         "key": key,
         "finished": False,
@@ -261,7 +263,11 @@ def law_table(findings: Sequence[Finding]) -> pd.DataFrame:
 
 def closing_line(findings: Sequence[Finding]) -> str:
     """`laws: 9 held, 1 not held, 2 not applicable`."""
-    verdicts = [finding.law.verdict for finding in findings]
+    return counted([finding.law.verdict for finding in findings])
+
+
+def counted(verdicts: Sequence[str]) -> str:
+    """The closing line of these verdicts."""
     return "laws: " + ", ".join(f"{verdicts.count(kind)} {kind}" for kind in VERDICTS)
 
 
