@@ -7,7 +7,8 @@ Nothing here knows what was trained.  A trajectory says it itself:
 - dims `layer` and `head` are chosen on the page, `stream` is the one behind the chosen layer's
   block, every other labelled dim gives one curve per label;
 - attributes: `units`, `long_name`, and `group`, which names the figure a curve belongs to;
-- NAME_low and NAME_high are a band around the curve that stands before them;
+- NAME_low and NAME_high are a band around the variable that stands before them;
+- variables of the groups "circuits" and "sweep" are matrices and lines (`training_shapes`);
 - `pattern` (..., probe, query, key) are maps; `probe_id` their tokens as ids into the coordinate
   `token`, of which `trigger` marks some.
 """
@@ -17,9 +18,10 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +29,7 @@ import xarray as xr
 
 from workbench import zoo
 from workbench.app.store import store
+from workbench.app.training_shapes import is_matrix, is_sweep, places
 from workbench.app.urls import is_run_id
 from workbench.errors import WorkbenchError
 from workbench.heads import Head
@@ -73,7 +76,10 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """One run of a laboratory, seen in one head; `published` by curve, measured `where`."""
+    """One run of a laboratory, seen in one head; `published` by curve, measured `where`.
+
+    `phases` are the steps at which they begin, by word; `meanings` says what the words mean.
+    """
 
     stack: str
     label: str
@@ -83,6 +89,8 @@ class Trained:
     curves: dict[str, Curve]
     published: dict[str, pd.Series]
     where: str
+    phases: dict[str, int]
+    meanings: dict[str, str]
 
     @property
     def id(self) -> str:
@@ -212,14 +220,19 @@ def same_head(results: Results, run: str, label: str) -> str:
     return head_in(data, label if label in heads_of(data) else "")
 
 
+def at_layer(data: xr.Dataset, label: str) -> xr.Dataset:
+    """The trajectory in the layer of a head, all heads of it; the stream behind its block."""
+    if not label:
+        return data
+    layer = heads_of(data).index(label) // data.sizes["head"]
+    return data.isel({"layer": layer} | ({"stream": layer + 1} if "stream" in data.dims else {}))
+
+
 def at_head(data: xr.Dataset, label: str) -> xr.Dataset:
     """The trajectory in one head; of the streams, that behind its layer's block."""
     if not label:
         return data
-    index = heads_of(data).index(label)
-    layer, head = divmod(index, data.sizes["head"])
-    place = {"layer": layer, "head": head}
-    return data.isel(place | ({"stream": layer + 1} if "stream" in data.dims else {}))
+    return at_layer(data, label).isel(head=heads_of(data).index(label) % data.sizes["head"])
 
 
 def trained(results: Results, run: str, label: str) -> Trained:
@@ -230,33 +243,44 @@ def trained(results: Results, run: str, label: str) -> Trained:
     setting, layers = _setting(data), data.sizes.get("layer", 0)
     code = zoo.code_of(results.about["name"], "published")
     layer = heads_of(data).index(head) // data.sizes["head"] if head else 0
+    phases = code_about(results, "phases", data)
     return Trained(
         stack, name, setting, head, data["step"].to_numpy(),
         {curve.name: curve for curve in curves(at_head(data, head))},
         code.curves(setting, layers, layer) if code else {}, code.WHERE if code else "",
+        phases.begin(data) if phases else {}, phases.WORDS if phases else {},
     )  # fmt: skip
+
+
+def code_about(results: Results, module: str, data: xr.Dataset) -> Any:
+    """A module of the laboratory's package about its runs; None where it has none for this one."""
+    code = zoo.code_of(results.about["name"], module)
+    return code if code and set(code.NEEDS) <= {*data.variables} else None
 
 
 def curves(data: xr.Dataset) -> list[Curve]:
     """Every curve of a run in a head, in the order of the trajectory; bands with their curves."""
     found: list[Curve] = []
-    low: np.ndarray | None = None
+    own: dict[str, int] = {}
+    low: dict[str, np.ndarray] = {}
     for name, array in data.data_vars.items():
-        for label, values in _spread(array):
-            curve = Curve(
-                f"{name} {label}".strip(), str(array.attrs.get("units", "")),
-                str(array.attrs.get("long_name", "")), str(array.attrs.get("group", "")), values,
-            )  # fmt: skip
-            if found and curve.name.endswith(_BAND[0]):
-                low = values
-            elif low is not None and curve.name.endswith(_BAND[1]):
-                last = found.pop()
-                found.append(
-                    Curve(last.name, last.units, last.about, last.group, last.values, (low, values))
+        spread = dict(_spread(array))
+        if own and str(name).endswith(_BAND[0]):
+            low = spread
+        elif low and str(name).endswith(_BAND[1]):
+            for label, at in own.items():
+                found[at] = replace(found[at], band=(low[label], spread[label]))
+            low = {}
+        else:
+            own = {label: len(found) + i for i, label in enumerate(spread)}
+            attrs = array.attrs
+            found += [
+                Curve(
+                    f"{name} {label}".strip(), str(attrs.get("units", "")),
+                    str(attrs.get("long_name", "")), str(attrs.get("group", "")), values,
                 )
-                low = None
-            else:
-                found.append(curve)
+                for label, values in spread.items()
+            ]  # fmt: skip
     return found
 
 
@@ -265,12 +289,12 @@ def _spread(array: xr.DataArray) -> Iterator[tuple[str, np.ndarray]]:
     inner = [str(d) for d in array.dims if d != "step"]
     if any(d not in array.coords for d in inner) or "step" not in array.dims:
         return
-    labels = [[str(label) for label in array[d].to_numpy()] for d in inner]
-    if np.prod([len(one) for one in labels]) > MOST_LABELS:
+    if is_matrix(array) or is_sweep(array):
         return
-    for place in np.ndindex(*map(len, labels)):
-        values = array.isel(dict(zip(inner, place, strict=True))).to_numpy().astype(float)
-        yield " ".join(one[i] for one, i in zip(labels, place, strict=True)), values
+    if np.prod([array.sizes[d] for d in inner]) > MOST_LABELS:
+        return
+    for label, place in places(array, inner):
+        yield label, array.isel(place).to_numpy().astype(float)
 
 
 def panels(runs: Sequence[Trained]) -> list[Panel]:
@@ -281,12 +305,20 @@ def panels(runs: Sequence[Trained]) -> list[Panel]:
             names = groups.setdefault((curve.group, curve.units), [])
             if curve.drawn and curve.name not in names and len(names) < MOST_CURVES:
                 names.append(curve.name)
+    drawn = {key: names for key, names in groups.items() if names}
     return [
-        # A laboratory that names no groups has a figure per unit.
-        Panel((group or units)[:1].upper() + (group or units)[1:], units, tuple(names))
-        for (group, units), names in groups.items()
-        if names
+        Panel(
+            _title(group or units, names, [g for g, _ in drawn].count(group)), units, tuple(names)
+        )
+        for (group, units), names in drawn.items()
     ][:MOST_PANELS]
+
+
+def _title(group: str, names: list[str], of_group: int) -> str:
+    """The group; with the variable where it has several figures and this one shows a single one."""
+    variables = {name.split(" ")[0] for name in names}
+    said = f"{group}: {variables.pop()}" if of_group > 1 and len(variables) == 1 else group
+    return said[:1].upper() + said[1:]
 
 
 def tokens_of(data: xr.Dataset, text: int) -> tuple[list[str], list[bool]]:

@@ -11,28 +11,30 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from workbench.app import laboratories, training_figures
+from workbench.app import laboratories, training_figures, training_runs, training_shapes
 from workbench.app.laboratories import Curve, Panel, Trained
+from workbench.app.training_shapes import Matrices, Sweep, rounded
 from workbench.app.urls import LabState
 from workbench.zoo.trajectory import Results
 
-CONTROLS = ("run", "beside", "head", "text", "axis")
+CONTROLS = ("run", "beside", "head", "text", "axis", "curve")
 NOTHING = "none"
 
 
 def shown(results: Results, state: LabState) -> tuple[LabState, Trained, Trained | None]:
     """The state with every choice made, the run and the run beside it.
 
-    Raises `WorkbenchError` for a run, head or text that is not there.
+    Raises `WorkbenchError` for a run, head, text or curve that is not there.
     """
     run = laboratories.choose(results, state.run)
     one = laboratories.trained(results, run, state.head)
     beside = state.beside or laboratories.companion(results, run)
+    curve = training_runs.choose(one, state.curve)
+    full = replace(state, run=run, beside=beside, head=one.head, curve=curve)
     if beside == NOTHING:
-        return replace(state, run=run, beside=beside, head=one.head), one, None
+        return full, one, None
     beside = laboratories.choose(results, beside)
     head = laboratories.same_head(results, beside, one.head)
-    full = replace(state, run=run, beside=beside, head=one.head)
     return full, one, laboratories.trained(results, beside, head)
 
 
@@ -50,6 +52,11 @@ def facts_of(state: LabState) -> dict[str, Any]:
         "steps": one.steps.tolist(),
         "x": np.round(axis.at(one.steps), 6).tolist(),
         "maps": [_map(results, full, run) for run in runs],
+        "matrices": _matrices(results, full, runs),
+        "sweeps": _sweeps(results, runs),
+        "multiples": training_runs.side_by_side(results, one, full.curve),
+        "phases": training_runs.phases(one),
+        "curves": list(one.curves),
         "rows": _rows(one, beside),
         "columns": _columns(one, beside),
         "where": one.where,
@@ -89,6 +96,87 @@ def _map(results: Results, state: LabState, run: Trained) -> dict[str, Any]:
     }
 
 
+def _matrices(results: Results, state: LabState, runs: list[Trained]) -> list[dict[str, Any]]:
+    """Every matrix of both runs: names, labels, the scale they share, where the numbers are."""
+    found: dict[str, list[tuple[Trained, Matrices]]] = {}
+    for run in runs:
+        seen = laboratories.at_layer(laboratories.data_of(results, run.id), run.head)
+        for one in training_shapes.matrices(seen):
+            found.setdefault(one.name, []).append((run, one))
+    return [_matrix(state, runs, own) for own in found.values()]
+
+
+def _matrix(
+    state: LabState, runs: list[Trained], own: list[tuple[Trained, Matrices]]
+) -> dict[str, Any]:
+    """One variable; its scale is that of all steps of both runs."""
+    first = own[0][1]
+    values = np.concatenate([one.values.ravel() for _, one in own])
+    values = values[np.isfinite(values)]
+    return {
+        "name": first.name, "units": first.units, "about": first.about,
+        "limit": float(np.abs(values).max(initial=0)) or 1.0,
+        "signed": bool(values.min(initial=0) < 0),
+        "runs": [
+            {
+                "of": runs.index(run), "label": run.label, "blocks": one.blocks, "rows": one.rows,
+                "columns": one.columns, "row_dim": one.row_dim, "column_dim": one.column_dim,
+                "url": f"/lab-data/{state.lab}/matrices?"
+                + urlencode({"run": run.id, "head": run.head, "name": one.name}),
+            }
+            for run, one in own
+        ],
+    }  # fmt: skip
+
+
+def _sweeps(results: Results, runs: list[Trained]) -> list[dict[str, Any]]:
+    """Every sweep of the run, with the lines that the script moves: trace, run, values [step]."""
+    return [
+        {
+            "title": _words(own.name), "note": f"{own.about}; {_kinds(runs, own, other)}",
+            "lines": [
+                {"trace": trace, "of": of, "values": [rounded(row) for row in values]}
+                for trace, (of, values) in enumerate(_moving(own, other), start=len(own.baseline))
+            ],
+        }
+        for own, other in _pairs(results, runs)
+    ]  # fmt: skip
+
+
+def _words(name: str) -> str:
+    """A variable as a title: `risk_by_length` is "Risk by length"."""
+    said = training_shapes.words(name)
+    return said[:1].upper() + said[1:]
+
+
+def _kinds(runs: list[Trained], own: Sweep, other: Sweep | None) -> str:
+    """What the kinds of line of a sweep are."""
+    said = [f"thick: {runs[0].label}"]
+    if other is not None:
+        said.append(f"dotted: {runs[1].label}")
+    if own.baseline:
+        said.append("dashed: does not move")
+    return ", ".join(said)
+
+
+def _moving(own: Sweep, other: Sweep | None) -> list[tuple[int, np.ndarray]]:
+    """(which run, values [step, x]) of every line that moves, in the order of the figure."""
+    beside = [(1, values) for values in other.lines.values()] if other else []
+    return [*beside, *((0, values) for values in own.lines.values())]
+
+
+def _pairs(results: Results, runs: list[Trained]) -> list[tuple[Sweep, Sweep | None]]:
+    """Every sweep of the run with that of the run beside it."""
+    seen = [
+        training_shapes.sweeps(
+            laboratories.at_head(laboratories.data_of(results, run.id), run.head)
+        )
+        for run in runs
+    ]
+    beside = {one.name: one for one in seen[1]} if len(seen) > 1 else {}
+    return [(own, beside.get(own.name)) for own in seen[0]]
+
+
 def _columns(one: Trained, beside: Trained | None) -> list[str]:
     return [
         "curve", one.label, *([beside.label] if beside else []),
@@ -103,10 +191,10 @@ def _rows(one: Trained, beside: Trained | None) -> list[dict[str, Any]]:
         row: dict[str, Any] = {
             "name": name, "units": curve.units, "about": curve.about, "group": curve.group,
         }  # fmt: skip
-        row["values"] = _rounded(curve.values)
+        row["values"] = rounded(curve.values)
         if beside is not None:
             other = beside.curves.get(name)
-            row["beside"] = _rounded(other.values) if other else None
+            row["beside"] = rounded(other.values) if other else None
         if name in one.published:
             row["published"] = {
                 str(step): float(f"{v:.4g}") for step, v in one.published[name].items()
@@ -121,17 +209,12 @@ def _band_rows(curve: Curve, beside: Curve | None) -> list[dict[str, Any]]:
         return []
     rows = []
     for i, end in enumerate(("lower", "upper")):
-        other = _rounded(beside.band[i]) if beside is not None and beside.band else None
+        other = rounded(beside.band[i]) if beside is not None and beside.band else None
         rows.append(
             {"name": f"  {end} end of its band", "units": curve.units, "about": "",
-             "group": curve.group, "values": _rounded(curve.band[i]), "beside": other}
+             "group": curve.group, "values": rounded(curve.band[i]), "beside": other}
         )  # fmt: skip
     return rows
-
-
-def _rounded(values: np.ndarray) -> list[float | None]:
-    """Four digits; JSON has no NaN."""
-    return [float(f"{v:.4g}") if np.isfinite(v) else None for v in values]
 
 
 def _latest(steps: np.ndarray, others: np.ndarray) -> list[int]:
@@ -146,3 +229,11 @@ def pictures(state: LabState, theme: str) -> list[Any]:
     axis = training_figures.Axis.of(one.steps, full.axis)
     drawn = laboratories.panels([one, *([beside] if beside else [])])
     return [training_figures.curves(panel, one, beside, axis, theme) for panel in drawn]
+
+
+def sweep_pictures(state: LabState, theme: str) -> list[Any]:
+    """One figure per sweep, at the last step; the script moves the lines."""
+    results = laboratories.open_laboratory(state.lab)
+    _, one, beside = shown(results, state)
+    pairs = _pairs(results, [one, *([beside] if beside else [])])
+    return [training_figures.sweep(own, one, other, beside, theme) for own, other in pairs]

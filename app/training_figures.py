@@ -1,4 +1,5 @@
-"""Figures of the training page: curves over the steps of a run, another run and published numbers.
+"""Figures of the training page: curves over the steps of a run, another run and published numbers;
+sweeps over a number at one step.
 
 Pure functions, values in and `go.Figure` out.  The cursor at the chosen step is not in them: the
 script lays it over the axes, so that nothing is drawn again while the step is dragged.
@@ -13,14 +14,17 @@ from html import escape
 import numpy as np
 import plotly.graph_objects as go
 
-from workbench.app.figures import THEMES, base
+from workbench.app.figures import base, palette
 from workbench.app.laboratories import Curve, Panel, Trained
+from workbench.app.training_shapes import Sweep
 
 # In the order of the curves of a figure; blue and orange are those of the theme.
 _MORE = {
     "light": ("#2a8c6e", "#7b5ea7", "#a31621", "#6f7d2b", "#5d6b7a", "#b0558f"),
     "dark": ("#58c79f", "#b79be0", "#ff8a7a", "#b9c95c", "#9aa7b5", "#e08fc2"),
 }
+CLOSE = 0.05  # of the axis: numbers of phases need as much
+BOUNDED = ("probability", "share")
 DECADES = 2  # an axis that spans more than this is logarithmic, but for shares
 
 
@@ -61,8 +65,11 @@ class Axis:
 def curves(
     panel: Panel, run: Trained, beside: Trained | None, axis: Axis, theme: str = "light"
 ) -> go.Figure:
-    """One panel: a run in full lines, the run beside it dotted, published numbers as rings."""
-    t = THEMES.get(theme, THEMES["light"])
+    """One panel: a run in full lines, the run beside it dotted, published numbers as rings.
+
+    Numbers at the upper edge say where the phases of the run begin.
+    """
+    t = palette(theme)
     colours = (t.blue, t.orange, *_MORE.get(theme, _MORE["light"]))
     figure, short = base(theme), _short(panel)
     # The first curve is drawn last, on top of those that it may coincide with.
@@ -80,7 +87,25 @@ def curves(
                 _points(name, series.index.to_numpy(), series.to_numpy(), panel, axis, colour)
             )
     _axes(figure, panel, [run, *([beside] if beside else [])], axis)
+    _phases(figure, run, axis, t.faint)
     return figure
+
+
+def _phases(figure: go.Figure, run: Trained, axis: Axis, colour: str) -> None:
+    """A line where each phase begins, with its number; phases of one step share it."""
+    begun: dict[int, list[str]] = {}
+    for number, step in enumerate(run.phases.values(), start=1):
+        begun.setdefault(step, []).append(str(number))
+    steps = np.array(list(begun))
+    end, before, row = float(axis.at(np.array([axis.last]))[0]), -np.inf, 0
+    for x, numbers in zip(axis.at(steps).tolist(), begun.values(), strict=True):
+        # A number that would stand on the one before it goes a row down.
+        row, before = (1 - row if x - before < CLOSE * end else 0), x
+        figure.add_vline(x=x, line={"color": colour, "width": 1, "dash": "dot"}, opacity=0.7)
+        figure.add_annotation(
+            x=x, y=1 - 0.09 * row, yref="paper", yanchor="top", xanchor="left",
+            text="·".join(numbers), showarrow=False, font={"size": 11, "color": colour}, xshift=1,
+        )  # fmt: skip
 
 
 def _short(panel: Panel) -> dict[str, str]:
@@ -142,18 +167,84 @@ def _axes(figure: go.Figure, panel: Panel, runs: Sequence[Trained], axis: Axis) 
         tickvals=axis.at(np.array(ticks)), ticktext=[f"{s:,}" for s in ticks],
     )  # fmt: skip
     figure.update_yaxes(title_text=escape(panel.units))
-    figure.update_layout(
-        showlegend=True, margin={"l": 8, "r": 14, "t": 8, "b": 8},
-        legend={"x": 0, "xanchor": "left", "y": 1.02, "traceorder": "reversed"},
-    )  # fmt: skip
+    _legend(figure)
     values = np.concatenate(
         [run.curves[name].values for run in runs for name in panel.names if name in run.curves]
     )
     values = values[np.isfinite(values)]
-    if panel.units == "probability":
+    if panel.units in BOUNDED:
         figure.update_yaxes(range=[-0.02, max(1.02, float(values.max(initial=0)) * 1.02)])
     elif len(values) and values.min() > 0:
         if values.max() > 10**DECADES * values.min():
             figure.update_yaxes(type="log", dtick=1, exponentformat="power")
         else:
             figure.update_yaxes(rangemode="tozero")
+
+
+def sweep(
+    found: Sweep, run: Trained, other: Sweep | None, beside: Trained | None, theme: str = "light"
+) -> go.Figure:
+    """A run's lines at its last step, dotted those of the run beside it, dashed the baselines.
+
+    The script moves the lines with the step; the axes span all steps of both runs.
+    """
+    t = palette(theme)
+    figure, more = base(theme), _MORE.get(theme, _MORE["light"])
+    for i, (name, values) in enumerate(found.baseline.items()):
+        figure.add_trace(_over(found, name, values, f"<b>{escape(name)}</b>", more[i % len(more)],
+                               ("dash", "dashdot")[i // len(more)], 1.4))  # fmt: skip
+    for who, one, dash in ((beside, other, "dot"), (run, found, "solid")):
+        for (label, values), colour in zip(
+            one.lines.items() if one and who else (), (t.blue, t.orange, *more), strict=False
+        ):
+            name = f"{who.label} {label}".strip() if who else ""
+            figure.add_trace(_over(one or found, name, values[-1], f"<b>{escape(name)}</b>",
+                                   colour, dash, 3 if dash == "solid" else 2))  # fmt: skip
+    _sweep_axes(figure, [found, *([other] if other else [])])
+    return figure
+
+
+def _over(
+    found: Sweep, name: str, values: np.ndarray, said: str, colour: str, dash: str, width: float
+) -> go.Scatter:
+    return go.Scatter(
+        x=found.x, y=values, mode="lines" if dash.startswith("dash") else "lines+markers",
+        name=escape(name), line={"color": colour, "width": width, "dash": dash},
+        marker={"size": 5}, connectgaps=False,
+        hovertemplate=f"{said}<br>{escape(found.dim)} %{{x:,}}: %{{y:.3~g}} "
+        f"{escape(found.units)}<extra></extra>",
+    )  # fmt: skip
+
+
+def _sweep_axes(figure: go.Figure, shown: Sequence[Sweep]) -> None:
+    first = shown[0]
+    drawn = [values.ravel() for one in shown for values in one.lines.values()]
+    values = np.concatenate([*drawn, *first.baseline.values()])
+    values = values[np.isfinite(values)]
+    figure.update_xaxes(
+        title_text=escape(first.dim), tickmode="array", tickvals=first.x,
+        ticktext=[f"{x:,g}" for x in first.x],
+    )  # fmt: skip
+    if first.x.min() > 0 and first.x.max() > 10 * first.x.min():
+        figure.update_xaxes(type="log", title_text=f"{escape(first.dim)}, log scale")
+    figure.update_yaxes(title_text=escape(first.units))
+    if len(values):
+        low, high = float(values.min()), float(values.max())
+        if low > 0 and high > 10 * low:
+            ends = [float(np.log10(low)) - 0.06, float(np.log10(high)) + 0.06]
+            figure.update_yaxes(
+                type="log", range=ends, title_text=f"{escape(first.units)}, log scale",
+                tickvals=[m * 10.0**p for p in range(-9, 9) for m in (1, 2, 5)], tickformat="~g",
+            )  # fmt: skip
+        else:
+            room = 0.04 * (high - low or 1.0)
+            figure.update_yaxes(range=[min(0.0, low) - room, high + room])
+    _legend(figure)
+
+
+def _legend(figure: go.Figure) -> None:
+    """Above the axes; the last trace, drawn on top, is named first."""
+    figure.update_layout(
+        showlegend=True, margin={"l": 8, "r": 14, "t": 8, "b": 8},
+        legend={"x": 0, "xanchor": "left", "y": 1.02, "traceorder": "reversed"},
+    )  # fmt: skip

@@ -2,7 +2,8 @@
 
 `/r/<run>/atlas?metric=..&metric2=..&sel=L9H6&top=50`, `/r/<run>/sinks?prompt=3&at=0&eps=0.2` and
 `/r/<run>/head/L9H6?prompt=3&query=12&ramp=log`; `mask=1` on any of them hides the sinks.
-`/lab/<laboratory>?run=STACK/RUN&beside=STACK/RUN&head=L0H0&step=200` is the training page.
+`/lab/<laboratory>?run=STACK/RUN&beside=STACK/RUN&head=L0H0&step=200&curve=risk` is the training
+page.
 Defaults are left out, so that every state has exactly one address; unknown parameters are dropped;
 a value that cannot be meant is refused.
 """
@@ -90,8 +91,8 @@ class HeadState:
 class LabState:
     """What the training page shows: runs (STACK/RUN) of a laboratory, a head, a text, a step.
 
-    Empty `run`, `beside` and `head` are the page's own choice, `step` None the last one; `beside`
-    may be "none".
+    `curve` is the one drawn of every run of the stack.  Empty `run`, `beside`, `head` and `curve`
+    are the page's own choice, `step` None the last one; `beside` may be "none".
     """
 
     lab: str
@@ -101,6 +102,7 @@ class LabState:
     text: int = 0
     step: int | None = None
     axis: str = "log"
+    curve: str = ""
 
 
 State = AtlasState | HeadState | SinksState | LabState
@@ -233,6 +235,7 @@ def lab_state(lab: str, query: Mapping[str, str]) -> LabState:
         _count(query, "text", 0),
         _count(query, "step", 0) if query.get("step") else None,
         _one_of(query, "axis", AXES),
+        query.get("curve") or "",
     )
 
 

@@ -1,8 +1,10 @@
-/* Training page: the step moves here alone.  Patterns on one canvas, numbers in a table, cursors over the figures. */
+/* Training page: the step moves here alone.  Patterns on one canvas, numbers in a table, cursors over the figures.
+   Other scripts add parts to window.workbenchLab.parts: show(T) for new facts, draw(T) for every step. */
 (() => {
   "use strict";
   const W = () => window.workbench, $ = (id) => document.getElementById(id);
   const T = { data: null, maps: [], at: 0, cells: [], boxes: [], slider: null, timer: 0, frame: 0, saying: 0 };
+  const LAB = (window.workbenchLab = window.workbenchLab || { parts: [] });
   const KEPT = new Map(), MOST = 8, PACE = 260;   // patterns by address; milliseconds between two steps of the film
 
   const stepOf = (url) => Number(new URL(url, location.href).searchParams.get("step") ?? NaN);
@@ -71,8 +73,7 @@
     const canvas = $("lab-canvas"), maps = T.maps.filter((m) => m.codes);
     if (!canvas) return;
     canvas.hidden = !maps.length;
-    $("lab-legend").style.display = maps.length ? "" : "none";   // no patterns, no scale
-    $("lab-no-map").textContent = T.data.maps.some((m) => m.url) ? "" : "This laboratory stored no patterns.";
+    $("lab-map-box").hidden = !T.data.maps.some((m) => m.url);
     if (!maps.length) return;
     const room = canvas.parentElement.clientWidth - 4, left = 46, top = 74, gap = 18;
     const across = maps.length > 1 && room > 560 ? 2 : 1;
@@ -172,7 +173,9 @@
     drawMaps();
     T.cells.forEach((fill) => fill());
     cursors();
+    LAB.parts.forEach((part) => part.draw(T));
   }
+  Object.assign(LAB, { go: (index) => { film(false); go(index); }, indexIn });
 
   const NS = (window.dash_clientside = window.dash_clientside || {});
   NS.lab = {
@@ -183,13 +186,17 @@
       if (fresh) {
         T.data = data; T.key = key;
         buildSlider(); buildNumbers();
+        LAB.parts.forEach((part) => part.show(T, key));
         T.maps = [];
         const maps = await Promise.all(data.maps.map(load));
         if (T.key !== key || !$("lab-slider")) return W().stay();
         T.maps = maps;
         Object.assign($("lab-canvas"), { onmousemove: hover, onmouseleave: (e) => W().tip(e, "") });
-        const text = document.getElementById(JSON.stringify({ control: "lab", name: "text" }));
-        if (text) text.closest(".control").hidden = data.texts < 2;
+        const needless = { text: data.texts < 2, head: !data.heads.length };
+        for (const [name, hidden] of Object.entries(needless)) {
+          const control = document.getElementById(JSON.stringify({ control: "lab", name }));
+          if (control) control.closest(".control").hidden = hidden;
+        }
       }
       W().legend("lab-legend", W().scale("--ramp"), [0, 0.0625, 0.25, 0.5625, 1].map((v) => W().number(v)), "weight (probability), sqrt ramp, the same at every step");
       go(nearest(data.steps, isNaN(wanted) ? (isNaN(was) ? data.steps[data.steps.length - 1] : was) : wanted));
@@ -199,7 +206,8 @@
     control: (value, id, data) => {
       if (value === null || value === undefined || !data || value === data.state[id.name]) return;
       say();
-      const also = id.name === "run" ? { head: "", text: "", beside: data.state.beside === value ? "" : W().query(location.href).get("beside") || "" } : {};
+      const stack = (run) => run.split("/")[0], moved = id.name === "run" && stack(value) !== stack(data.state.run);
+      const also = id.name === "run" ? { head: "", text: "", ...(moved ? { curve: "" } : {}), beside: data.state.beside === value ? "" : W().query(location.href).get("beside") || "" } : {};
       W().patch({ [id.name]: value === (id.name === "axis" ? "log" : id.name === "text" ? 0 : null) ? "" : value, ...also });
     },
     play: () => { film(!T.timer); return T.timer ? "on" : ""; },

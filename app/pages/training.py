@@ -5,6 +5,7 @@ The server sends a run once, all steps of it; the step itself moves in the scrip
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,15 @@ from dash.exceptions import PreventUpdate
 
 from workbench.app import figures, laboratories, parts, training_routes
 from workbench.app.laboratories import MOST_PANELS, Entry
-from workbench.app.training_facts import CONTROLS, NOTHING, facts_of, pictures, shown
+from workbench.app.training_facts import (
+    CONTROLS,
+    NOTHING,
+    facts_of,
+    pictures,
+    shown,
+    sweep_pictures,
+)
+from workbench.app.training_shapes import MOST_SWEEPS
 from workbench.app.urls import AXES, LabState, decode, encode, lab_state
 from workbench.errors import WorkbenchError
 from workbench.zoo.trajectory import Results
@@ -46,7 +55,10 @@ def _page(state: LabState, results: Results) -> html.Div:
                     _controls(results),
                     _scrubber(),
                     _map_box(),
-                    *(_figure_box(i) for i in range(MOST_PANELS)),
+                    _matrix_box(),
+                    *(_figure_box("sweep", i) for i in range(MOST_SWEEPS)),
+                    *(_figure_box("figure", i) for i in range(MOST_PANELS)),
+                    _runs_box(),
                     _numbers_box(),
                 ],
                 className="lab",
@@ -106,7 +118,7 @@ def _title(results: Results) -> html.Div:
         [
             html.H1("Training"),
             html.P(
-                f"{results.about['name']}: drag the step, or press play, and see the pattern and "
+                f"{results.about['name']}: drag the step, or press play, and see the circuits and "
                 "the numbers move. ← and → go one logged step; a click into a figure goes there.",
                 className="lead",
             ),
@@ -156,31 +168,61 @@ def _scrubber() -> html.Div:
     return html.Div(
         [
             html.Button("▶ Play", id="lab-play", title="play or pause (space)"),
-            html.Div(id="lab-slider", className="slider"),
+            html.Div(
+                [html.Div(id="lab-slider"), html.Div(id="lab-phases", className="phases")],
+                className="slider",
+            ),
             html.Output(id="lab-step", className="step-now"),
         ],
         className="scrubber box",
     )
 
 
-def _map_box() -> html.Section:
+def _map_box() -> html.Div:
+    """Wrapped, so that the script can take it away where no patterns were stored."""
+    drawn = [
+        html.Div(parts.canvas("lab-canvas", "attention pattern"), className="canvas"),
+        html.Div(id="lab-legend", className="legend"),
+    ]
+    box = parts.box("Attention on one text", drawn, note="orange: triggers")
+    return html.Div(box, id="lab-map-box", className="lab-map")
+
+
+def _matrix_box() -> html.Div:
+    """Wrapped as the map is, for laboratories without circuits."""
+    drawn = [
+        html.Div(parts.canvas("lab-matrices", "circuits as matrices"), className="canvas"),
+        html.Div(id="lab-matrix-legends", className="legends"),
+    ]
+    box = parts.box("Circuits", drawn, note="one scale per matrix, the same at every step")
+    return html.Div(box, id="lab-matrix-box", className="lab-map")
+
+
+def _runs_box() -> html.Section:
     return parts.box(
-        "Attention on one text",
+        "Every run of this stack",
         [
-            html.P(id="lab-no-map", className="note"),
-            html.Div(parts.canvas("lab-canvas", "attention pattern"), className="canvas"),
-            html.Div(id="lab-legend", className="legend"),
+            html.Div(
+                [
+                    parts.control("curve", dcc.Dropdown([], id=_control("curve"), clearable=False)),
+                    html.Div(id="lab-fates", className="fates"),
+                ],
+                className="row",
+            ),
+            html.Div(id="lab-multiples", className="multiples"),
+            html.P(id="lab-multiples-scale", className="note"),
         ],
-        note="orange: triggers",
-        className="lab-map",
+        note="the same step axis and the same scale in every panel; a click opens the run",
+        className="lab-runs",
     )
 
 
-def _figure_box(i: int) -> html.Section:
-    top = [html.H2(id=f"lab-title-{i}"), html.P(id=f"lab-note-{i}", className="note")]
+def _figure_box(kind: str, i: int) -> html.Section:
+    name = f"lab-{kind}"
+    top = [html.H2(id=f"{name}-title-{i}"), html.P(id=f"{name}-note-{i}", className="note")]
     return html.Section(
-        [html.Div(top, className="box-top"), parts.graph(f"lab-figure-{i}", "low")],
-        id=f"lab-box-{i}", className="box lab-figure",
+        [html.Div(top, className="box-top"), parts.graph(f"{name}-{i}", "low")],
+        id=f"{name}-box-{i}", className="box lab-figure gone",
     )  # fmt: skip
 
 
@@ -204,6 +246,7 @@ def register(app: Dash) -> None:
         *controls,
         Output(_control("head"), "options"),
         Output(_control("text"), "options"),
+        Output(_control("curve"), "options"),
         Input("lab-url", "data"),
         State("lab-data", "data"),
     )
@@ -212,15 +255,24 @@ def register(app: Dash) -> None:
         if now and now["key"] == data["key"]:
             raise PreventUpdate
         texts = [{"label": f"text {i}", "value": i} for i in range(data["texts"])]
-        return data, *data["state"].values(), data["heads"], texts
+        return data, *data["state"].values(), data["heads"], texts, data["curves"]
 
-    boxes = range(MOST_PANELS)
+    _register_figures(app, "figure", MOST_PANELS, pictures, "panels")
+    _register_figures(app, "sweep", MOST_SWEEPS, sweep_pictures, "sweeps")
+    _register_scripts(app)
+
+
+def _register_figures(
+    app: Dash, kind: str, most: int, draw: Callable[[LabState, str], list], about: str
+) -> None:
+    """Figures of one kind in their boxes; the boxes that are left over are taken away."""
+    name, boxes = f"lab-{kind}", range(most)
 
     @app.callback(
-        *(Output(f"lab-figure-{i}", "figure") for i in boxes),
-        *(Output(f"lab-title-{i}", "children") for i in boxes),
-        *(Output(f"lab-note-{i}", "children") for i in boxes),
-        *(Output(f"lab-box-{i}", "className") for i in boxes),
+        *(Output(f"{name}-{i}", "figure") for i in boxes),
+        *(Output(f"{name}-title-{i}", "children") for i in boxes),
+        *(Output(f"{name}-note-{i}", "children") for i in boxes),
+        *(Output(f"{name}-box-{i}", "className") for i in boxes),
         Input("lab-data", "data"),
         Input("theme", "data"),
         State("lab-url", "data"),
@@ -229,14 +281,13 @@ def register(app: Dash) -> None:
         if not data or theme is None:
             raise PreventUpdate
         state = replace(LabState(_here(url).lab), **data["state"])
-        drawn = pictures(state, theme)
-        spare = MOST_PANELS - len(drawn)
-        titles = [panel["title"] for panel in data["panels"]] + [""] * spare
-        notes = [panel["note"] for panel in data["panels"]] + [""] * spare
-        shapes = ["box lab-figure"] * len(drawn) + ["box lab-figure gone"] * spare
+        drawn = draw(state, theme)
+        spare = most - len(drawn)
+        titles = [one["title"] for one in data[about]] + [""] * spare
+        notes = [one["note"] for one in data[about]] + [""] * spare
+        shape = f"box lab-figure of-{kind}"
+        shapes = [shape] * len(drawn) + [f"{shape} gone"] * spare
         return (*drawn, *[figures.base(theme)] * spare, *titles, *notes, *shapes)
-
-    _register_scripts(app)
 
 
 def _register_scripts(app: Dash) -> None:

@@ -204,7 +204,7 @@ def test_what_the_script_gets_is_what_was_logged(inside):
     data = facts()
     assert data["state"] == {
         "run": "deep/sinks-s0", "beside": "deep/control-s0", "head": "L1H0", "text": 0,
-        "axis": "log",
+        "axis": "log", "curve": "loss",
     }  # fmt: skip
     assert data["steps"] == STEPS and data["heads"] == ["L0H0", "L0H1", "L1H0", "L1H1"]
     assert row(data, "weight")["values"] == pytest.approx([0, 0.2 / 3, 0.4 / 3, 0.2], abs=1e-4)
@@ -325,6 +325,7 @@ def test_wrong_addresses_of_data_say_so(client, path, said):
         ({"lab": PLANTED, "run": "deep"}, "write STACK/RUN"),
         ({"lab": PLANTED, "head": "L0H5"}, "no head L0H5"),
         ({"lab": PLANTED, "axis": "cubic"}, "choose log, linear"),
+        ({"lab": PLANTED, "curve": "nothing"}, "it has loss, weight, norm begin"),
         ({"lab": "~unfinished"}, "unfinished laboratory"),
     ],
 )
@@ -340,9 +341,10 @@ def test_foreign_hosts_get_no_laboratory(client):
 
 
 def test_the_state_is_the_address():
-    state = LabState(PLANTED, "deep/sinks-s0", "none", "L1H0", 0, 20, "linear")
+    state = LabState(PLANTED, "deep/sinks-s0", "none", "L1H0", 0, 20, "linear", "norm begin")
     assert encode(state) == (
         f"/lab/{PLANTED}?run=deep%2Fsinks-s0&beside=none&head=L1H0&step=20&axis=linear"
+        "&curve=norm+begin"
     )
     assert decode(encode(state)) == state
     assert encode(LabState("bigram-backcopy")) == "/lab/bigram-backcopy"

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from workbench.errors import WorkbenchError
 from workbench.zoo import lab
-from workbench.zoo.regression import closed, measure, recipe, training
+from workbench.zoo.regression import closed, measure, model, recipe, training
 from workbench.zoo.regression.recipe import Recipe, Setting, logged_to
+from workbench.zoo.regression.task import Prompts
 
 TINY = Recipe(
     "tiny",
@@ -26,8 +28,8 @@ def test_a_stack_logs_every_variable_with_its_labels(trained):
     data = trained.trajectories["tiny"]
     assert list(data.data_vars) == [variable.name for variable in measure.VARIABLES]
     assert dict(data.sizes) == {
-        "run": 3, "step": 6, "head": 2, "task": 1, "coordinate": 6, "query_coordinate": 5,
-        "key_coordinate": 5,
+        "run": 3, "step": 7, "head": 2, "task": 1, "coordinate": 6, "query_coordinate": 5,
+        "key_coordinate": 5, "length": 6, "predictor": 7,
     }  # fmt: skip
     assert data["step"].to_numpy().tolist() == list(logged_to(60))
     assert data["run"].to_numpy().tolist() == ["h2-s0", "h2-s1", "opposite-s0"]
@@ -38,7 +40,27 @@ def test_a_stack_logs_every_variable_with_its_labels(trained):
     # Stored circuits give the stored scalars, to the precision of float16.
     omega = np.diagonal(data["kq"].to_numpy()[..., :5, :].astype(float), 0, 3, 4).mean(-1)
     np.testing.assert_allclose(omega, data["omega"], atol=1e-3)
-    np.testing.assert_allclose(data["ov"].to_numpy()[..., -1], data["mu"], rtol=2e-3, atol=1e-3)
+    label = data["ov"].isel(coordinate=-1).transpose(*data["mu"].dims)
+    np.testing.assert_allclose(label, data["mu"], rtol=2e-3, atol=1e-3)
+
+
+def test_the_sweep_is_the_risk_of_the_same_prompts_cut_to_every_length(trained):
+    data = trained.trajectories["tiny"]
+    assert data["length"].to_numpy().tolist() == [5, 10, 20, 40, 80, 160]
+    longest = recipe.PLAIN.prompts(training.SWEEP, training.SWEEP_SEED, 160)
+    final = {name: torch.from_numpy(np.array(trained.weights("tiny")[name])) for name in "qkvo"}
+    for length in (5, 160):
+        cut = Prompts(longest.x[:, :length], longest.y[:, :length], longest.x_q, longest.y_q)
+        expected = model.losses(final, cut).numpy()
+        found = data["risk_by_length"].sel(length=length).isel(step=-1)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    known = data["risk_by_length_baseline"]
+    assert known.sel(predictor="zero").to_numpy() == pytest.approx(np.mean(longest.y_q**2))
+    ratio = data["risk_by_length"].sel(length=40) / known.sel(predictor="ridge", length=40)
+    np.testing.assert_allclose(data["risk_over"].sel(predictor="ridge"), ratio, rtol=1e-5)
+    # Two tasks have no one-head reference, and lengths around their own.
+    two = training.Bench(replace(TINY, task=recipe.TWO_TASKS, settings=TINY.settings[:1])).labels
+    assert "one head" not in two["predictor"] and two["length"] == [6, 12, 24, 48, 96, 192]
 
 
 def test_a_run_in_a_stack_is_the_run_alone(trained, tmp_path):
@@ -96,6 +118,7 @@ def test_trajectories_of_the_recipe_stay_small():
             "run": len(stack.settings), "step": len(stack.logged), "head": stack.heads,
             "task": stack.task.n_tasks, "query_coordinate": stack.task.d,
             "key_coordinate": stack.task.d, "coordinate": stack.task.d + stack.task.n_tasks,
+            "length": 6, "predictor": 7,
         }  # fmt: skip
         width = {name: 2 if name in ("kq", "ov", "e") else 4 for name in ("kq", "ov", "e")}
         total = sum(

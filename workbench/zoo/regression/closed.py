@@ -181,6 +181,32 @@ def baselines(prompts: Prompts, task: Task) -> dict[str, float]:
     return {name: risk(guess, seen) for name, (guess, seen) in predicted.items()}
 
 
+# What is drawn beside the risk over prompt lengths n, by its name in `baselines`; the step of
+# linear attention is the best one at the length of training L, divided by n or by L.
+_DRAWN = {
+    "zero": "zero",
+    "GD": "GD",
+    "debiased GD": "debiased GD",
+    "ridge": "ridge",
+    "linear": "linear, 1/n",
+    "linear, unscaled": "linear, 1/L",
+}
+
+
+def references(prompts: Prompts, task: Task) -> dict[str, float]:
+    """Risks on these prompts of what a network is compared with at their length n, by name.
+
+    "one head" is the kernel regressor that minimises the reduced loss at n (`one_head`); left out
+    where it has none, for several tasks or correlated coordinates.
+    """
+    known = baselines(prompts, task)
+    found = {name: known[key] for key, name in _DRAWN.items()}
+    if task.n_tasks == 1 and not task.correlation:
+        omega, mu, _ = one_head(task.d, prompts.x.shape[1], task.noise)
+        found["one head"] = risk(kernels(prompts, np.array([omega]), np.array([mu])), prompts)
+    return found
+
+
 def risk(predicted: np.ndarray, prompts: Prompts) -> float:
     """Mean squared error over prompts and tasks."""
     return float(np.mean((predicted - prompts.y_q) ** 2, dtype=np.float64))

@@ -15,6 +15,8 @@ the first d diagonal entries of KQ_h, mu_ht the entry of OV_h at label t, and we
     moment_2      |sum mu omega^2| / sum |mu| omega^2
     spread        deviation of |omega| over heads, by its mean, both weighted
     to_gd, to_dgd ||prediction - eta (debiased) GD||^2 / ||prediction||^2
+    risk_over     risk over that of each predictor on the same prompts (`closed.references`)
+    risk_by_length risk where a prompt has fewer or more points than in training
 
 To first order softmax(s) averages as 1/L + (s - mean s)/L, so a head adds OV Cov(z, z) KQ x_q, and
 what of it is linear in the labels passes by the labels' covariance with x: read by OV at the label
@@ -36,32 +38,44 @@ from workbench.zoo.regression.task import Prompts, Task
 _RUN = ("run", "step")
 _HEAD = (*_RUN, "head")
 _ANY, _POSITIVE, _SHARE, _COS = (-INF, INF), (0.0, INF), (0.0, 1.0), (-1.0, 1.0)
+# In the order of the viewer: a figure per group and unit, the first five of them.
 _GROUPS = {
     "risk": (("risk", _RUN, "squared label", _POSITIVE, "mean squared error, fixed prompts"),),
     "pattern": (
+        ("zero_sum", _RUN, "share", _SHARE, "|sum mu| / sum |mu|"),
         ("off_kq", _RUN, "share", _SHARE, "energy of KQ off the identity"),
         ("off_e", _RUN, "share", _SHARE, "energy of E off the best matrix"),
-        ("cos_e", _RUN, "cosine", _COS, "E to the best matrix, worst task"),
-        ("cos_inverse", _RUN, "cosine", _COS, "E to the inverse covariance, worst task"),
-        ("zero_sum", _RUN, "share", _SHARE, "|sum mu| / sum |mu|"),
         ("ov_x", _RUN, "share", _SHARE, "energy of OV off the label"),
         ("moment_2", _RUN, "share", _SHARE, "|sum mu omega^2| / sum |mu| omega^2"),
-        ("spread", _RUN, "1", _POSITIVE, "coefficient of variation of |omega|"),
+    ),
+    "heads": (
+        ("omega", _HEAD, "logits", _ANY, "mean diagonal of KQ"),
+        ("mu", (*_HEAD, "task"), "1", _ANY, "entry of OV at the label"),
     ),
     "step of gradient descent": (
         ("eta", _RUN, "1", _ANY, "sum mu omega, mean of tasks"),
         ("to_gd", _RUN, "share", _POSITIVE, "distance to GD of the same step"),
         ("to_dgd", _RUN, "share", _POSITIVE, "distance to debiased GD of the same step"),
     ),
-    "heads": (
-        ("omega", _HEAD, "logits", _ANY, "mean diagonal of KQ"),
-        ("mu", (*_HEAD, "task"), "1", _ANY, "entry of OV at the label"),
+    "risk over that of predictors": (
+        ("risk_over", (*_RUN, "predictor"), "ratio", _POSITIVE,
+         "at the length of training, on the prompts of the sweep"),
+    ),
+    "alignment": (
+        ("cos_e", _RUN, "cosine", _COS, "E to the best matrix, worst task"),
+        ("cos_inverse", _RUN, "cosine", _COS, "E to the inverse covariance, worst task"),
+        ("spread", _RUN, "1", _POSITIVE, "coefficient of variation of |omega|"),
     ),
     "circuits": (
         ("kq", (*_HEAD, "coordinate", "query_coordinate"), "logits", _ANY, "KQ[:, :d]"),
-        ("ov", (*_HEAD, "task", "coordinate"), "1", _ANY, "OV"),
+        ("ov", (*_RUN, "task", "head", "coordinate"), "1", _ANY, "OV"),
         ("e", (*_RUN, "task", "key_coordinate", "query_coordinate"), "1", _ANY,
          "matrix of the step of gradient descent"),
+    ),
+    "sweep": (
+        ("risk_by_length", (*_RUN, "length"), "squared label", _POSITIVE,
+         "prompts of n points, the network not retuned; GD, ridge and one head at their best for "
+         "n, linear attention divided by n or by the L of training"),
     ),
 }  # fmt: skip
 VARIABLES = tuple(
@@ -118,7 +132,7 @@ def of_circuits(kq: np.ndarray, ov: np.ndarray, task: Task) -> xr.Dataset:
             "omega": ((run, head), omega),
             "mu": ((run, head, "task"), mu),
             "kq": ((run, head, "coordinate", "query_coordinate"), kq),
-            "ov": ((run, head, "task", "coordinate"), ov),
+            "ov": ((run, "task", head, "coordinate"), ov.swapaxes(1, 2)),
             "e": ((run, "task", "key_coordinate", "query_coordinate"), e),
         }
     )

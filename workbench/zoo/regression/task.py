@@ -38,6 +38,10 @@ class Prompts:
         """Some of the prompts."""
         return Prompts(self.x[rows], self.y[rows], self.x_q[rows], self.y_q[rows])
 
+    def first(self, points: int) -> Prompts:
+        """The same prompts cut to their first labelled points; the query stays."""
+        return Prompts(self.x[:, :points], self.y[:, :points], self.x_q, self.y_q)
+
     def raised(self, by: float) -> Prompts:
         """The same prompts with every label `by` higher."""
         return Prompts(self.x, self.y + np.float32(by), self.x_q, self.y_q + np.float32(by))

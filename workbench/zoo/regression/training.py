@@ -30,6 +30,8 @@ EVALUATION = 4096  # prompts behind every logged risk
 PROMPTS_SEED, EVALUATION_SEED, TEST_SEED = 2503, 12_734, 77
 LENGTHS = (10, 20, 40, 80, 160, 320)
 SWEPT = (1, 2)  # numbers of heads tested at every length
+SWEEP_SHARES = (0.125, 0.25, 0.5, 1, 2, 4)  # lengths of the logged sweep, by that of training
+SWEEP, SWEEP_SEED = 512, 42  # prompts behind it, cut to every length: the same queries at all
 TEST_KEYS = 1_200_000  # points of all test prompts of one length
 FLOOR = 0.02  # where the cosine of the rate ends
 _CHUNK = 500_000  # weights of all heads and runs in one pass
@@ -58,6 +60,22 @@ class Bench:
     def evaluation(self) -> Prompts:
         return self.recipe.task.prompts(EVALUATION, EVALUATION_SEED)
 
+    @cached_property
+    def sweep(self) -> dict[int, Prompts]:
+        """The prompts of the logged sweep, by length."""
+        task = self.recipe.task
+        lengths = sorted({max(1, round(share * task.length)) for share in SWEEP_SHARES})
+        longest = task.prompts(SWEEP, SWEEP_SEED, lengths[-1])
+        return {length: longest.first(length) for length in lengths}
+
+    @cached_property
+    def references(self) -> dict[str, dict[int, float]]:
+        """Risks of the predictors on those prompts, by predictor and length."""
+        known = {
+            n: closed.references(prompts, self.recipe.task) for n, prompts in self.sweep.items()
+        }
+        return {name: {n: known[n][name] for n in known} for name in known[self.recipe.task.length]}
+
     def measure(self, parameters: model.Parameters) -> xr.Dataset:
         """Everything of `measure.VARIABLES` now, with labels, without `step`."""
         task = self.recipe.task
@@ -67,6 +85,14 @@ class Bench:
         found = found.merge(
             measure.of_predictions(predicted, found["eta"].to_numpy(), self.evaluation, task)
         )
+        risks = [
+            ((predict(parameters, prompts) - prompts.y_q).astype(float) ** 2).mean((1, 2))
+            for prompts in self.sweep.values()
+        ]
+        found["risk_by_length"] = (("run", "length"), np.stack(risks, axis=1))
+        own = found["risk_by_length"].isel(length=list(self.sweep).index(task.length))
+        known = [risks[task.length] for risks in self.references.values()]
+        found["risk_over"] = (("run", "predictor"), own.to_numpy()[:, None] / known)
         data = found.astype("float32")
         data = data.assign({name: data[name].astype("float16") for name in _STORED_SMALL})
         return data.assign_coords(self.labels)
@@ -76,6 +102,7 @@ class Bench:
         """Coordinates of everything that is logged."""
         settings, task = self.recipe.settings, self.recipe.task
         places = measure.coordinates(task)
+        beside = [list(risks.values()) for risks in self.references.values()]
         return {
             "run": [setting.run for setting in settings],
             "setting": ("run", [setting.name for setting in settings]),
@@ -85,6 +112,9 @@ class Bench:
             "coordinate": places,
             "key_coordinate": places[: task.d],
             "query_coordinate": places[: task.d],
+            "length": list(self.sweep),
+            "predictor": list(self.references),
+            "risk_by_length_baseline": (("predictor", "length"), beside),
         }
 
     def stack(self) -> lab.Stack:
@@ -166,7 +196,9 @@ def runs(results: Results, recipes: Sequence[Recipe]) -> dict[str, list[xr.Datas
     """Trajectory and test of every single run, by setting."""
     found: dict[str, list[xr.Dataset]] = {}
     for recipe in recipes:
-        data = results.trajectories[recipe.name].merge(examine(results, recipe))
+        # The logged sweep has other lengths, and few prompts; the laws read the test.
+        logged = results.trajectories[recipe.name].drop_dims(["length", "predictor"])
+        data = logged.merge(examine(results, recipe))
         for i, setting in enumerate(recipe.settings):
             found.setdefault(setting.name, []).append(data.isel(run=i))
     return found
