@@ -1,16 +1,19 @@
 """All studies on one page: what is counted, what is left out, what is linked."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from study_made import HOSTILE, Coin, study
+from typer.testing import CliRunner
 
+from workbench import cli
 from workbench.errors import WorkbenchError
-from workbench.studies import together
+from workbench.studies import registry, together
 from workbench.studies.study import perform
 
-NAN = float("nan")
+pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 
 
 @pytest.fixture
@@ -61,3 +64,45 @@ def test_what_is_unfinished_or_changed_is_named_and_left_out(root):
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(WorkbenchError, match="there is no study under"):
         together.write(tmp_path)
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path):
+    """Runs `workbench study` in an empty directory with two fake studies registered."""
+    monkeypatch.chdir(tmp_path)
+    quick = Coin((0.9,), (True,))
+    fine = study(default=Coin(), quick=quick)
+    bad = replace(study(default=Coin((0.2,), (True,)), quick=quick), name="bad")
+    monkeypatch.setattr(registry, "STUDIES", {"coin": fine, "bad": bad})
+
+    def run(*arguments, code=0):
+        result = CliRunner().invoke(cli.app, ["study", *arguments])
+        assert result.exit_code == code, (result.output, result.stderr, result.exception)
+        return result
+
+    return run
+
+
+def test_all_repeats_every_study_and_fails_with_any(call, tmp_path):
+    lines = call("all", code=1).stdout.splitlines()
+    assert lines[-1] == "laws: 2 held, 1 not held, 1 not applicable"
+    assert lines[-2] == "report   runs/studies/all.html"
+    assert sum(line.startswith("failed") for line in lines) == 1
+    about = json.loads((tmp_path / "runs/studies/bad/study.json").read_text())
+    assert about["command"] == "workbench study bad --out runs/studies/bad"
+    assert call("report").stdout.splitlines()[-1] == lines[-1], "nothing is run again"
+
+
+def test_all_of_the_quick_ones(call, tmp_path):
+    lines = call("all", "--quick", "--out", "there").stdout.splitlines()
+    assert lines[-1] == "laws: 2 held, 0 not held, 0 not applicable"
+    assert {path.name for path in (tmp_path / "there").iterdir()} == {
+        "coin-quick", "bad-quick", "all.html", "all.csv"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [("all", "--full"), ("report", "--quick"),
+                                       ("all", "--model", "zoo:mix-3l")])  # fmt: skip
+def test_all_and_report_take_no_other_option(call, arguments):
+    result = call(*arguments, code=2)
+    assert "leave them out" in result.stderr and len(result.stderr.splitlines()) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,9 +15,11 @@ from workbench.errors import WorkbenchError
 if TYPE_CHECKING:
     from workbench.studies.study import Content, Study
 
+_ROOT = Path("runs") / "studies"
+
 
 def study(
-    name: Annotated[str, typer.Argument(help="Name of a study, or list.")] = "list",
+    name: Annotated[str, typer.Argument(help="Name of a study; or list, all, report.")] = "list",
     quick: Annotated[
         bool, typer.Option("--quick", help="A short look: fewer steps, fewer laws.")
     ] = False,
@@ -30,6 +33,10 @@ def study(
         Path | None,
         typer.Option(help="Texts for --model: .txt with blank lines between, or .jsonl."),
     ] = None,
+    revisions: Annotated[
+        str | None,
+        typer.Option(help="Checkpoints of --model, with commas between: step0,step512."),
+    ] = None,
     text_file: Annotated[
         Path | None, typer.Option(help="Text to count a language in, for studies that train.")
     ] = None,
@@ -38,11 +45,13 @@ def study(
     ] = None,
 ) -> None:
     """Repeat a paper's finding end to end and say which of its laws held. Exit status 1 when a
-    required law is not held. A stopped study goes on where it was when called again."""
+    required law is not held. A stopped study goes on where it was when called again. `all` repeats
+    every study and lists all laws on one page; `report` makes that page of the studies there are.
+    """
     from workbench.studies import registry
     from workbench.studies.study import DEFAULT, FULL, QUICK
 
-    asked = {"model": model, "prompts": prompts, "text_file": text_file}
+    asked = {"model": model, "prompts": prompts, "revisions": revisions, "text_file": text_file}
     changes = {option: str(value) for option, value in asked.items() if value is not None}
     if quick and full:
         raise WorkbenchError("--quick and --full exclude one another; give one of them.")
@@ -52,13 +61,25 @@ def study(
             raise WorkbenchError("the list takes no options; name a study to run it.")
         _list()
         return
+    if name in ("all", "report"):
+        if changes or size == FULL or (name == "report" and size != DEFAULT):
+            raise WorkbenchError(
+                f"{name} takes no option but --out, and all takes --quick; leave them out, or "
+                "name one study."
+            )
+        _together(out or _ROOT, size if name == "all" else None)
+        return
     found = registry.find(name)
     config = found.config(size, **changes)
-    folder = out or Path("runs") / "studies" / (name if size == DEFAULT else f"{name}-{size}")
-    flags = [f"--{size}"] if size != DEFAULT else []
-    options = [part for option in changes.items() for part in (_flag(option[0]), option[1])]
-    command = shlex.join(["workbench", "study", name, *flags, *options, "--out", str(folder)])
-    _perform(found, config, folder, command)
+    failed = _perform(found, config, size, out or _ROOT / _folder(name, size), changes)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _folder(name: str, size: str) -> str:
+    from workbench.studies.study import DEFAULT
+
+    return name if size == DEFAULT else f"{name}-{size}"
 
 
 def _flag(option: str) -> str:
@@ -76,9 +97,15 @@ def _list() -> None:
         typer.echo(f"\n{found.name}: {found.question}")
 
 
-def _perform(found: Study, config: Any, folder: Path, command: str) -> None:
-    from workbench.studies.study import REPORT, closing_line, failures, perform
+def _perform(
+    found: Study, config: Any, size: str, folder: Path, changes: Mapping[str, str]
+) -> list[str]:
+    """Run one study and say what it found; returns the required laws that are not held."""
+    from workbench.studies.study import DEFAULT, REPORT, closing_line, failures, perform
 
+    flags = [f"--{size}"] if size != DEFAULT else []
+    options = [part for name, value in changes.items() for part in (_flag(name), value)]
+    command = shlex.join(["workbench", "study", found.name, *flags, *options, "--out", str(folder)])
     try:
         with console.progress(f"study {found.name}", "steps") as report:
             content = perform(found, config, folder, report, command)
@@ -88,11 +115,29 @@ def _perform(found: Study, config: Any, folder: Path, command: str) -> None:
     _show_laws(content)
     if content.banner:
         typer.echo(f"setting  {content.banner}")
-    for law in failures(content.findings):
+    failed = failures(content.findings)
+    for law in failed:
         typer.echo(f"failed   the required law {law!r} is not held")
     typer.echo(f"report   {folder / REPORT}")
     typer.echo(closing_line(content.findings))
-    if failures(content.findings):
+    return failed
+
+
+def _together(root: Path, size: str | None) -> None:
+    """Every study of this size, or none of them again, then the page with all laws."""
+    from workbench.studies import registry, together
+
+    failed = []
+    for name, found in registry.STUDIES.items() if size else ():
+        typer.echo(f"\n{name}: {found.question}")
+        failed += _perform(found, found.config(size), size, root / _folder(name, size), {})
+    studies = together.write(root)
+    for done in studies:
+        if done.problem:
+            console.complain(f"{done.folder} is left out: {done.problem}.")
+    typer.echo(f"\nreport   {root / together.PAGE}")
+    typer.echo(together.closing_line(studies))
+    if failed:
         raise typer.Exit(1)
 
 
