@@ -217,7 +217,8 @@ def load(
     """Open a model.
 
     `x` is a hub id, a local directory, `"zoo:NAME"` (or `"zoo:LABORATORY/RUN"`), a transformers
-    model, or a transformer-lens `HookedTransformer` or `TransformerBridge`.  `device`, `dtype` and
+    model, or a transformer-lens `HookedTransformer` or `TransformerBridge`.  `revision` is a
+    branch, tag or commit on the hub, or one of `workbench.zoo.revisions`.  `device`, `dtype` and
     `attention` change a model object that is given, in place.  `attention` is the backend that
     computes the outputs ("sdpa", "eager", "flash_attention_2", ...; default: the model's own
     choice).  Code from the hub runs only with `trust_remote_code=True`.  Raises `WorkbenchError` if
@@ -290,11 +291,13 @@ def _from_disk_or_hub(
     import transformers
 
     if x.startswith("zoo:") and x.removeprefix("zoo:").split("/")[0] in zoo.laboratories():
-        net, own = zoo.open_run(x.removeprefix("zoo:"))
+        net, own = zoo.open_run(x.removeprefix("zoo:"), revision)
         if attention:
             net.set_attn_implementation(attention)
-        return net.to(dtype) if dtype else net, tokenizer or own, None, ""
+        return net.to(dtype) if dtype else net, tokenizer or own, None, revision or ""
     where = str(zoo.path(x.removeprefix("zoo:"))) if x.startswith("zoo:") else x
+    if x.startswith("zoo:") and revision is not None:
+        raise WorkbenchError(f"{x} has no revisions, so no {revision!r}; leave revision= out.")
     if (where.startswith((".", "/", "~")) or where.count("/") > 1) and not Path(
         where
     ).expanduser().is_dir():

@@ -83,6 +83,21 @@ def test_a_run_in_a_stack_is_the_run_alone(tmp_path, adam):
         np.testing.assert_array_equal(together["place"][i], alone["place"][0])
 
 
+def test_a_coordinate_with_dims_of_its_own_is_kept(tmp_path):
+    """The baselines of a sweep: no variable has their dim, and they must not be lost."""
+
+    def measure(parameters):
+        found = quadratic().measure(parameters)
+        baseline = (("predictor", "point"), [[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 5.0]])
+        labels = {"predictor": ["one", "two"], "point": [1, 2, 4, 8], "curve_baseline": baseline}
+        return found.assign_coords(labels)
+
+    found = lab.run("toy", (quadratic(measure=measure),), tmp_path / "a").trajectories["plain"]
+    assert found["curve_baseline"].dims == ("predictor", "point")
+    assert found["curve_baseline"].sel(predictor="two", point=8) == 5
+    assert found["curve_baseline"].sel(predictor="one").to_numpy().tolist() == [1, 2, 3, 4]
+
+
 def test_a_schedule_is_a_factor_on_every_rate(tmp_path):
     """Under SGD target - x shrinks by 1 - rate * factor at every step."""
 
@@ -184,6 +199,53 @@ def test_ctrl_c_leaves_a_folder_that_goes_on(tmp_path):
     xr.testing.assert_identical(found.trajectories["plain"], expected.trajectories["plain"])
     again = replace(quadratic(), start=lambda: pytest.fail("trained again"))
     assert lab.run("toy", (again,), tmp_path / "a").path == found.path
+
+
+def test_weights_are_kept_at_some_steps(tmp_path):
+    """Under SGD x after t steps is target (1 - (1 - rate)^t), kept where it was asked for."""
+    kept = (0, 7, 40)
+    found = lab.run("toy", (quadratic(kept=kept), quadratic(name="bare")), tmp_path / "a")
+    assert found.steps("plain") == (*kept, 60) and found.steps("bare") == (60,)
+    for step in (*kept, 60):
+        expected = np.array(TARGETS) * (1 - (1 - RATE) ** step)
+        np.testing.assert_allclose(found.weights("plain", step)["x"], expected, rtol=1e-5)
+    np.testing.assert_array_equal(found.weights("plain", 60)["x"], found.weights("plain")["x"])
+    with pytest.raises(SchemaError, match=r"no weights of plain after step 8; .*0, 7, 40, 60"):
+        found.weights("plain", 8)
+    with pytest.raises(SchemaError, match=r"no weights of bare after step 7; .* after 60"):
+        found.weights("bare", 7)
+    assert found.stack_of("t1.0") == "plain"
+    with pytest.raises(SchemaError, match=r"no run 't9' in a; it has t1.0, t-2.0"):
+        found.stack_of("t9")
+    for wrong in ((7, 0), (60,), (-1,), (7, 7)):
+        with pytest.raises(WorkbenchError, match="ascending steps below its last, 60"):
+            quadratic(kept=wrong)
+    with pytest.raises(WorkbenchError, match="other settings"):
+        lab.run("toy", (quadratic(), quadratic(name="bare")), tmp_path / "a")
+
+
+def test_kept_weights_are_checked_and_survive_a_stop(tmp_path):
+    def stop(done, total, message):
+        if done >= 35:
+            raise KeyboardInterrupt
+
+    stack = quadratic(adam=True, kept=(20, 33, 50))
+    with pytest.raises(KeyboardInterrupt):
+        lab.run("toy", (stack,), tmp_path / "a", stop, checkpoint_every=10)
+    lab.run("toy", (stack,), tmp_path / "a", checkpoint_every=10)
+    lab.run("toy", (stack,), tmp_path / "b", checkpoint_every=10)
+    for step in stack.kept:
+        name = f"plain.step{step}.safetensors"
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    place = tmp_path / "a" / "plain.step33.safetensors"
+    content = bytearray(place.read_bytes())
+    content[-2] ^= 1
+    place.write_bytes(content)
+    with pytest.raises(SchemaError, match=r"plain\.step33\.safetensors .* corrupt"):
+        Results(tmp_path / "a").weights("plain", 33)
+    place.unlink()
+    with pytest.raises(SchemaError, match=r"plain\.step33\.safetensors"):
+        Results(tmp_path / "a")
 
 
 def test_other_settings_and_other_contents_are_refused(tmp_path):

@@ -1,7 +1,8 @@
 """Model zoo: small models trained here whose mechanism is known, shipped with recipe and card.
 
 A member is a model, `zoo:NAME`, or a laboratory: a whole set of training runs with what was logged
-while they learned (`workbench.zoo.trajectory`), each run a model too, `zoo:NAME/RUN`.
+while they learned (`workbench.zoo.trajectory`), each run a model too, `zoo:NAME/RUN`.  Some keep
+the weights of steps in between as well: revisions `step200` of that model.
 
 Nothing is imported but the standard library, so that listing the zoo costs nothing.
 """
@@ -16,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench.zoo.trajectory import Results
 
-__all__ = ["card", "code_of", "laboratories", "laboratory", "names", "open_run", "path"]
+__all__ = [
+    "card",
+    "code_of",
+    "laboratories",
+    "laboratory",
+    "names",
+    "open_run",
+    "path",
+    "revisions",
+]
 
 _WEIGHTS = Path(__file__).resolve().parent / "weights"
 # A folder under it is a model when it holds the first file, a laboratory when it holds the second.
@@ -26,6 +36,7 @@ _MODEL, _LABORATORY = "config.json", "laboratory.json"
 _CODE = {
     "bigram-backcopy": "workbench.zoo.backcopy",
     "icl-regression": "workbench.zoo.regression",
+    "induction": "workbench.zoo.induction",
 }
 
 
@@ -79,7 +90,39 @@ def code_of(name: str, module: str) -> Any:
     return import_module(full) if full and find_spec(full) else None
 
 
-def open_run(name: str) -> tuple[Any, Any]:
-    """Network and tokenizer of `LABORATORY/RUN`, or of `LABORATORY`: the run its card names."""
+def open_run(name: str, revision: str | None = None) -> tuple[Any, Any]:
+    """Network and tokenizer of `LABORATORY/RUN`, or of `LABORATORY`: the run its card names.
+
+    `revision` is one of `revisions`: the network after that many steps.  Raises `WorkbenchError`
+    for an unknown run or revision.
+    """
+    results, shipped, run = _run(name)
+    if revision is None or revision == revisions(name)[-1]:
+        return shipped.open_run(results, run)
+    if revision not in revisions(name):
+        from workbench.errors import WorkbenchError
+
+        raise WorkbenchError(
+            f"there is no revision {revision!r} of zoo:{name}; it has {', '.join(revisions(name))}."
+        )
+    return shipped.open_run(results, run, _step(revision))
+
+
+def revisions(name: str) -> tuple[str, ...]:
+    """Revisions of `LABORATORY/RUN`: `step0`, `step200`, ..., the last one the final weights.
+
+    A laboratory that keeps no weights in between has only the last.
+    """
+    results, _, run = _run(name)
+    return tuple(f"step{step}" for step in results.steps(results.stack_of(run)))
+
+
+def _run(name: str) -> tuple[Results, Any, str]:
+    """Laboratory, the module that opens its runs, and the run's label."""
     laboratory_name, _, run = name.partition("/")
-    return code_of(laboratory_name, "shipped").open_run(laboratory(laboratory_name), run)
+    results, shipped = laboratory(laboratory_name), code_of(laboratory_name, "shipped")
+    return results, shipped, run or shipped.DEFAULT_RUN
+
+
+def _step(revision: str) -> int:
+    return int(revision.removeprefix("step"))

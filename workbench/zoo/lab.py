@@ -40,6 +40,7 @@ from workbench.zoo.trajectory import (
     WEIGHTS,
     Results,
     declare,
+    kept_file,
     pack,
     unpack,
     write,
@@ -69,7 +70,8 @@ class Stack:
     loss per run, [run]; `optimiser` an element-wise one over the parameters; `measure(parameters)`
     a dataset without `step`, logged after each number of steps in `logged`, which `variables`
     declares with dims (run, step, ...).  `schedule(step)` is the factor on the optimiser's rates at
-    that step.
+    that step.  `kept` are numbers of steps after which the parameters are kept too, besides those
+    of the end.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Stack:
     measure: Callable[[Parameters], xr.Dataset]
     variables: tuple[Variable, ...]
     schedule: Callable[[int], float] = lambda _: 1.0
+    kept: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(set(self.runs)) != len(self.runs) or not self.runs:
@@ -92,6 +95,11 @@ class Stack:
             raise WorkbenchError(
                 f"stack {self.name} must log at ascending steps, the last one {self.steps}; "
                 f"it has {self.logged}."
+            )
+        if tuple(sorted({*self.kept})) != self.kept or not {*self.kept} <= {*range(self.steps)}:
+            raise WorkbenchError(
+                f"stack {self.name} must keep weights at ascending steps below its last, "
+                f"{self.steps}, which is always kept; it has {self.kept}."
             )
 
 
@@ -139,6 +147,7 @@ def run(
             done += stack.steps
     if not about["finished"]:
         files = [f"{stack.name}{kind}" for stack in stacks for kind in (TRAJECTORY, WEIGHTS)]
+        files += [kept_file(stack.name, step) for stack in stacks for step in stack.kept]
         about["files"] = {file: fingerprint(folder / file) for file in files}
         write_json(folder / ABOUT, {**about, "finished": True})
     return Results(folder)
@@ -148,7 +157,7 @@ def _open_folder(folder: Path, name: str, stacks: tuple[Stack, ...]) -> dict[str
     """The folder's `laboratory.json`, new or from an earlier start with the same settings."""
     if len({stack.name for stack in stacks}) != len(stacks) or not stacks:
         raise WorkbenchError(f"laboratory {name} needs stacks with different names.")
-    key = digest([name, {stack.name: [stack.runs, stack.settings] for stack in stacks}])
+    key = digest([name, {s.name: [s.runs, s.settings, *s.kept] for s in stacks}])
     if (folder / ABOUT).is_file():
         about = read_json(folder / ABOUT)
         if about.get("key") != key or about.get("schema") != VERSION:
@@ -172,6 +181,7 @@ def _open_folder(folder: Path, name: str, stacks: tuple[Stack, ...]) -> dict[str
             "stacks": [stack.name for stack in stacks],
             "runs": {stack.name: stack.runs for stack in stacks},
             "settings": {stack.name: stack.settings for stack in stacks},
+            "kept": {stack.name: stack.kept for stack in stacks},
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(),
             "cpu_seconds": {},
@@ -193,6 +203,8 @@ def _train(stack: Stack, folder: Path, every: int, report: Callable[[int, str], 
     while True:
         if state.step in stack.logged:
             state.log.append(_measured(stack, state))
+        if state.step in stack.kept:
+            write(folder / kept_file(stack.name, state.step), _arrays(state.parameters), {})
         if state.step == stack.steps:
             break
         loss = _advance(stack, state)

@@ -5,6 +5,7 @@ A laboratory trains small models and leaves one folder:
     laboratory.json              name, settings, versions, seconds, digests of the other files
     NAME.trajectory.safetensors  what was logged of one stack of runs, over (run, step, ...)
     NAME.weights.safetensors     its final parameters, [run, ...]
+    NAME.step200.safetensors     its parameters after 200 steps, where the stack keeps them
     NAME.checkpoint.safetensors  while that stack is being trained
 
 A trajectory is an `xarray.Dataset` whose variables, like those of `workbench.schema`, have declared
@@ -37,6 +38,11 @@ TRAJECTORY, WEIGHTS, CHECKPOINT = (
 _SLACK = 1e-4
 
 
+def kept_file(stack: str, step: int) -> str:
+    """Name of the file with the parameters of a stack after so many steps."""
+    return f"{stack}.step{step}.safetensors"
+
+
 def declare(data: xr.Dataset, variables: Iterable[Variable]) -> xr.Dataset:
     """Check dims and bounds of every variable and attach its unit, meaning and group.
 
@@ -60,7 +66,8 @@ def declare(data: xr.Dataset, variables: Iterable[Variable]) -> xr.Dataset:
         data[name].attrs.update(
             units=variable.units, long_name=variable.about, group=variable.group
         )
-    return data[list(known)]
+    # A coordinate of its own dims, such as the baselines of a sweep, must not be left behind.
+    return data[list(known)].assign_coords(data.coords)
 
 
 def pack(data: xr.Dataset) -> tuple[dict[str, np.ndarray], str]:
@@ -147,16 +154,45 @@ class Results:
     @cached_property
     def trajectories(self) -> dict[str, xr.Dataset]:
         """What was logged, by stack; dims begin with (run, step)."""
-        return {name: read_dataset(self._checked(name, TRAJECTORY)) for name in self.stacks}
+        return {name: read_dataset(self._checked(f"{name}{TRAJECTORY}")) for name in self.stacks}
 
-    def weights(self, stack: str) -> TensorFile:
-        """Final parameters of one stack by name, each [run, ...]."""
+    def stack_of(self, run: str) -> str:
+        """The stack in which a run was trained; raises `SchemaError` for an unknown run."""
+        runs = self.about["runs"]
+        for stack in self.stacks:
+            if run in runs[stack]:
+                return stack
+        listed = ", ".join(label for stack in self.stacks for label in runs[stack])
+        raise SchemaError(f"there is no run {run!r} in {self.path.name}; it has {listed}.")
+
+    def steps(self, stack: str) -> tuple[int, ...]:
+        """Numbers of steps after which parameters are there, ascending; the last is the end."""
+        self._known(stack)
+        kept = self.about.get("kept", {}).get(stack, [])
+        return (*kept, int(self.trajectories[stack]["step"][-1]))
+
+    def weights(self, stack: str, step: int | None = None) -> TensorFile:
+        """Parameters of one stack by name, each [run, ...]: the final ones, or those after `step`.
+
+        Raises `SchemaError` for a step whose parameters were not kept.
+        """
+        self._known(stack)
+        if step is None or step == self.steps(stack)[-1]:
+            return TensorFile(self._checked(f"{stack}{WEIGHTS}"))
+        if step not in self.steps(stack):
+            listed = ", ".join(map(str, self.steps(stack)))
+            raise SchemaError(
+                f"there are no weights of {stack} after step {step}; this laboratory kept those "
+                f"after {listed}."
+            )
+        return TensorFile(self._checked(kept_file(stack, step)))
+
+    def _known(self, stack: str) -> None:
         if stack not in self.stacks:
             raise SchemaError(f"there is no stack {stack!r}; this laboratory has {self.stacks}.")
-        return TensorFile(self._checked(stack, WEIGHTS))
 
-    def _checked(self, stack: str, kind: str) -> Path:
-        path = self.path / f"{stack}{kind}"
+    def _checked(self, name: str) -> Path:
+        path = self.path / name
         if fingerprint(path) != self.about["files"][path.name]:
             raise SchemaError(
                 f"{path.name} in {self.path} is corrupt: its digest is not that of {ABOUT}; "
