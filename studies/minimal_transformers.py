@@ -175,7 +175,10 @@ def ends(runs: Runs) -> go.Figure:
                 )
             )  # fmt: skip
     figure.update_layout(showlegend=True, margin_t=130)
-    figure.update_xaxes(title_text="parameters of the layers (log scale)", type="log", dtick=1)
+    figure.update_xaxes(
+        title_text="parameters of the layers (log scale)", type="log", tickformat=",",
+        tickvals=[1000, 2000, 5000, 10_000, 20_000, 50_000],
+    )  # fmt: skip
     figure.update_yaxes(title_text="accuracy, held-out images (share)")
     return figure
 

@@ -58,13 +58,12 @@ def _over_uniform(variant: str) -> tuple[str, ...]:
 
 
 def _lost(before: str, after: str) -> Callable[[Runs], tuple[Values, Values]]:
-    """Mean accuracy lost from one variant to another, beside what is lost without similarity."""
+    """Accuracy of every run less the mean of those before, beside that lost without similarity."""
 
     def read(runs: Runs) -> tuple[Values, Values]:
-        one, other, none = (
-            np.mean(accuracies(runs, variant)) for variant in (before, after, model.UNIFORM)
-        )
-        return [float(one - other)], [float(one - none)]
+        mean = np.mean(accuracies(runs, before))
+        with_it, without = accuracies(runs, after), accuracies(runs, model.UNIFORM)
+        return [float(mean - one) for one in with_it], [float(mean - one) for one in without]
 
     return read
 
@@ -78,15 +77,16 @@ def _unlike(runs: Runs) -> tuple[Values, Values]:
 
 
 _ACCURACY = "accuracy on held-out images, contrast reversed at random"
+_LOST = "accuracy lost against the mean of the runs that have it"
 _UNIFORM = "every patch attends to all alike"
 CLAIMS: tuple[Claim[Runs], ...] = (
     Claim("attention is non-linear enough", BERMEITINGER, _ACCURACY, Mark(">", READ), _UNIFORM,
           "Without any MLP a network classifies what no linear classifier can: its attention "
           "compares patches.", _reads(model.NO_MLP), _over_uniform(model.NO_MLP)),
-    Claim("the MLP adds little", BERMEITINGER, "mean accuracy lost", Mark("<", 0.05), _UNIFORM,
+    Claim("the MLP adds little", BERMEITINGER, _LOST, Mark("<", 0.05), _UNIFORM,
           "It classifies as well as the whole network.", _lost(model.WHOLE, model.NO_MLP),
           (of(model.WHOLE), of(model.NO_MLP), of(model.UNIFORM))),
-    Claim("query and key collapse", BERMEITINGER, "mean accuracy lost", Mark("<", 0.05), _UNIFORM,
+    Claim("query and key collapse", BERMEITINGER, _LOST, Mark("<", 0.05), _UNIFORM,
           "One matrix in the place of query and key loses next to nothing.",
           _lost(model.NO_MLP, model.COLLAPSED),
           (of(model.NO_MLP), of(model.COLLAPSED), of(model.UNIFORM))),
