@@ -25,6 +25,7 @@ _MORE = {
 }
 CLOSE = 0.05  # of the axis: numbers of phases need as much
 BOUNDED = ("probability", "share")
+MOST_NAMES = 8  # under the axis of a sweep
 DECADES = 2  # an axis that spans more than this is logarithmic, but for shares
 
 
@@ -221,12 +222,13 @@ def _sweep_axes(figure: go.Figure, shown: Sequence[Sweep]) -> None:
     drawn = [values.ravel() for one in shown for values in one.lines.values()]
     values = np.concatenate([*drawn, *first.baseline.values()])
     values = values[np.isfinite(values)]
+    logarithmic = first.x.min() > 0 and first.x.max() > 10 * first.x.min()
+    named = first.x[_apart(np.log(first.x) if logarithmic else first.x)]
     figure.update_xaxes(
-        title_text=escape(first.dim), tickmode="array", tickvals=first.x,
-        ticktext=[f"{x:,g}" for x in first.x],
+        title_text=escape(first.dim) + (", log scale" if logarithmic else ""),
+        type="log" if logarithmic else "linear", tickmode="array", tickvals=named,
+        ticktext=[f"{x:,g}" for x in named],
     )  # fmt: skip
-    if first.x.min() > 0 and first.x.max() > 10 * first.x.min():
-        figure.update_xaxes(type="log", title_text=f"{escape(first.dim)}, log scale")
     figure.update_yaxes(title_text=escape(first.units))
     if len(values):
         low, high = float(values.min()), float(values.max())
@@ -240,6 +242,16 @@ def _sweep_axes(figure: go.Figure, shown: Sequence[Sweep]) -> None:
             room = 0.04 * (high - low or 1.0)
             figure.update_yaxes(range=[min(0.0, low) - room, high + room])
     _legend(figure)
+
+
+def _apart(places: np.ndarray) -> list[int]:
+    """Indices of ascending places far enough from each other for a name under each."""
+    least = (places[-1] - places[0]) / MOST_NAMES
+    chosen = [0]
+    for i in range(1, len(places)):
+        if places[i] - places[chosen[-1]] >= least:
+            chosen.append(i)
+    return chosen
 
 
 def _legend(figure: go.Figure) -> None:

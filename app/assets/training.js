@@ -74,6 +74,7 @@
     if (!canvas) return;
     canvas.hidden = !maps.length;
     $("lab-map-box").hidden = !T.data.maps.some((m) => m.url);
+    $("lab-map-box").querySelector(".note").hidden = !T.data.maps.some((m) => m.marked.some(Boolean));
     if (!maps.length) return;
     const room = canvas.parentElement.clientWidth - 4, left = 46, top = 74, gap = 18;
     const across = maps.length > 1 && room > 560 ? 2 : 1;

@@ -156,6 +156,14 @@ def test_a_sweep_has_its_line_at_every_step_and_what_does_not_move(inside):
     assert [trace.name for trace in alone.data] == ["zero", "best", "h2-s0"]
 
 
+@pytest.mark.parametrize("places", [np.arange(32.0), np.log(np.arange(1.0, 33.0))])
+def test_names_under_an_axis_have_room(places):
+    chosen = training_figures._apart(places)
+    gaps = np.diff(places[chosen])
+    assert chosen[0] == 0 and 5 <= len(chosen) <= training_figures.MOST_NAMES + 1
+    assert gaps.min() >= np.ptp(places) / training_figures.MOST_NAMES - 1e-12
+
+
 def test_sweeps_need_a_number_and_baselines_their_dims():
     data = trajectory().isel(run=0)
     assert len(training_shapes.sweeps(data)) == 1
