@@ -10,12 +10,13 @@ from torch.nn import functional
 from workbench.errors import WorkbenchError
 from workbench.zoo.deconstructed import mixing, model
 from workbench.zoo.deconstructed.recipe import HYBRID, LAYERS, ODD, UNIFORM, mixers_of, small
+from workbench.zoo.deconstructed.shape import MIXERS, Shape
 from workbench.zoo.deconstructed.task import Task
 
 TASK = Task()
-SHAPE = model.Shape(len(TASK.tokens), 24, 2, ("standard",) * 2)
+SHAPE = Shape(len(TASK.tokens), 24, 2, ("standard",) * 2)
 SETTINGS = [("standard",) * LAYERS] + [
-    mixers_of(c, v) for v in model.MIXERS[1:] for c in (UNIFORM, HYBRID)
+    mixers_of(c, v) for v in MIXERS[1:] for c in (UNIFORM, HYBRID)
 ]
 
 

@@ -2,8 +2,8 @@
 
 Pre-norm blocks with RMSNorm, rotary positions and a gated SiLU MLP, without biases, untied output:
 the parts of the Qwen2.5 models of Xue et al. 2025 (arXiv 2510.11602).  A layer's mixer is one of
-`MIXERS`; those of `mixing` differ in how the weights come from q and k, the last three in what q
-and k are computed from (v always comes from the layer's own input):
+`shape.MIXERS`; those of `mixing` differ in how the weights come from q and k, the last three in
+what q and k are computed from (v always comes from the layer's own input):
 
     rnd-emb-qk     a stream of random embeddings, the same for every text, passed through the blocks
     fixed-seq-qk   the stream of one fixed text
@@ -27,46 +27,9 @@ from torch.nn import functional, init
 
 from workbench.errors import WorkbenchError
 from workbench.zoo.deconstructed import mixing
+from workbench.zoo.deconstructed.shape import FROM_OUTSIDE, Shape
 
 Parameters = dict[str, Tensor]
-
-MIXERS = (
-    "standard", "mlp", "approximate", "non-approximate", "rnd-emb-qk", "fixed-seq-qk",
-    "static-emb-qk",
-)  # fmt: skip
-FROM_OUTSIDE = ("rnd-emb-qk", "fixed-seq-qk")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes that all runs of a stack share, and the mixer of every layer."""
-
-    vocabulary: int
-    d_model: int
-    heads: int
-    mixers: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if wrong := [mixer for mixer in self.mixers if mixer not in MIXERS]:
-            raise WorkbenchError(f"mixer {wrong[0]!r} is none of {', '.join(MIXERS)}.")
-        if len(set(self.mixers) & set(FROM_OUTSIDE)) > 1:
-            raise WorkbenchError(
-                f"mixers {self.mixers} want a random stream and a fixed text; take one of the two."
-            )
-        if self.d_model % (6 * self.heads):
-            raise WorkbenchError(
-                f"width {self.d_model} with {self.heads} heads: give a multiple of 6 per head, so "
-                "that heads are even and the MLP in place of attention has as many parameters."
-            )
-
-    @property
-    def d_head(self) -> int:
-        return self.d_model // self.heads
-
-    @property
-    def d_mlp(self) -> int:
-        """Width of the gated MLPs: three maps of it hold as much as four of d_model."""
-        return 4 * self.d_model // 3
 
 
 @dataclass(frozen=True)

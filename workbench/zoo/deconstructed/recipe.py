@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.zoo.deconstructed.model import MIXERS, Shape
+from workbench.zoo.deconstructed.shape import MIXERS, Shape
 from workbench.zoo.deconstructed.task import Task
 
 STANDARD, UNIFORM, HYBRID = "standard", "uniform", "hybrid"
