@@ -9,8 +9,8 @@ import torch
 from workbench.errors import WorkbenchError
 from workbench.zoo.descent import measure, recipe, training, transformer
 from workbench.zoo.descent.recipe import LayerRecipe, Setting, TransformerRecipe
+from workbench.zoo.descent.shape import Shape
 from workbench.zoo.descent.task import Uniform
-from workbench.zoo.descent.transformer import Shape
 from workbench.zoo.regression.task import Prompts
 
 SMALL = Uniform(d=3, length=5)

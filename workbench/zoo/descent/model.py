@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.zoo.descent.shape import KINDS
 from workbench.zoo.regression import model as softmax_model
 from workbench.zoo.regression.model import Parameters, circuits
 from workbench.zoo.regression.task import Prompts
@@ -33,7 +34,7 @@ def predict_linear(parameters: Parameters, prompts: Prompts) -> Tensor:
     return torch.einsum("rhbi,rhti->rbt", seen, ov)
 
 
-PREDICT: dict[str, Predict] = {"linear": predict_linear, "softmax": softmax_model.predict}
+PREDICT: dict[str, Predict] = dict(zip(KINDS, (predict_linear, softmax_model.predict), strict=True))
 
 
 def losses(kind: str, parameters: Parameters, prompts: Prompts) -> Tensor:

@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.zoo.descent.model import PREDICT
+from workbench.zoo.descent.shape import KINDS, Shape
 from workbench.zoo.descent.task import Uniform
-from workbench.zoo.descent.transformer import Shape
 from workbench.zoo.regression.task import Task
 
 LOGGED = (0, 10, 20, 40, 70, 100, 150, 200, 300, 400, 600, 800, 1000, 1500, 2000, 2500, 3000)
@@ -57,10 +56,10 @@ class LayerRecipe:
     task: Uniform = field(default_factory=Uniform)
 
     def __post_init__(self) -> None:
-        if self.kind not in PREDICT or min(self.heads, self.steps, self.batch) < 1:
+        if self.kind not in KINDS or min(self.heads, self.steps, self.batch) < 1:
             raise WorkbenchError(
                 f"recipe of kind {self.kind!r} with {self.heads} heads, {self.steps} steps of "
-                f"{self.batch} prompts: give {' or '.join(PREDICT)}, and 1 or more of each."
+                f"{self.batch} prompts: give {' or '.join(KINDS)}, and 1 or more of each."
             )
 
     @property

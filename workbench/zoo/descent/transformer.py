@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,35 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.zoo.descent.shape import Shape
 from workbench.zoo.regression.task import Prompts
 
 Parameters = dict[str, Tensor]
 POSITION = 0.02  # deviation of positions at the start
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of the transformer; `examples` is the largest number it can see."""
-
-    d: int = 3
-    examples: int = 8
-    width: int = 32
-    layers: int = 2
-    heads: int = 2
-
-    def __post_init__(self) -> None:
-        if min(self.d, self.examples, self.layers, self.heads) < 1 or self.width % self.heads:
-            raise WorkbenchError(
-                f"{self}: give sizes of at least 1 and a width that the heads divide."
-            )
-
-    @property
-    def tokens(self) -> int:
-        return 2 * self.examples + 1
-
-    def names(self) -> list[str]:
-        """Names of the tokens, `x1, y1, x2, ...`."""
-        return [f"{'xy'[i % 2]}{i // 2 + 1}" for i in range(self.tokens)]
 
 
 def start(shape: Shape, seeds: Sequence[int]) -> Parameters:
