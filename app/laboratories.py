@@ -30,6 +30,7 @@ import xarray as xr
 from workbench import zoo
 from workbench.app.store import store
 from workbench.app.training_shapes import is_matrix, is_sweep, places
+from workbench.app.training_shapes import words as worded
 from workbench.app.urls import is_run_id
 from workbench.errors import WorkbenchError
 from workbench.heads import Head
@@ -41,6 +42,8 @@ MOST_LABELS = (
 )
 MOST_CURVES, MOST_PANELS = 8, 5  # in a figure, and figures on the page
 _BAND = ("_low", "_high")
+# What the app reads of `laboratory.json`, beside what `Results` itself looks at.
+_FIELDS = {"created": str, "versions": dict}
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Trained:
     """One run of a laboratory, seen in one head; `published` by curve, measured `where`.
 
     `phases` are the steps at which they begin, by word; `meanings` says what the words mean.
+    `title` names the run on the page: its label, with the stack where another has the same one.
     """
 
     stack: str
@@ -91,6 +95,7 @@ class Trained:
     where: str
     phases: dict[str, int]
     meanings: dict[str, str]
+    title: str
 
     @property
     def id(self) -> str:
@@ -133,7 +138,19 @@ def open_laboratory(name: str) -> Results:
 @lru_cache(maxsize=4)
 def _results(path: Path, _stamp: int) -> Results:
     """Kept until `laboratory.json` is written anew, which the stamp tells."""
-    return Results(path)
+    results = Results(path)
+    for field, kind in _FIELDS.items():
+        if not isinstance(results.about.get(field), kind):
+            raise WorkbenchError(
+                f"{ABOUT} in {path} has no {field!r} that can be read; train the laboratory again."
+            )
+    runs = results.about["runs"]
+    if bad := [stack for stack in results.stacks if not runs.get(stack)]:
+        raise WorkbenchError(
+            f"{ABOUT} in {path} lists no runs of {', '.join(map(str, bad)) or 'any stack'}; train "
+            "the laboratory again."
+        )
+    return results
 
 
 def _places() -> dict[str, Path]:
@@ -172,22 +189,31 @@ def choose(results: Results, run: str) -> str:
 
 
 def companion(results: Results, run: str) -> str:
-    """The run to lay beside one: of another setting, in its stack or one of the same depth.
+    """The run to lay beside one: of another setting, in its stack, else of its depth, else of any.
 
-    "none" if there is no such run.
+    Where no settings were logged only the depth tells runs apart.  "none" if there is no such run.
     """
-    own = data_of(results, run)
-    for other in sorted(runs_of(results), key=lambda r: r.split("/")[0] != run.split("/")[0]):
+    own, stack = data_of(results, run), run.split("/")[0]
+    found: dict[int, str] = {}
+    for other in runs_of(results):
         data = data_of(results, other)
-        if _setting(data) != _setting(own) and data.sizes.get("layer") == own.sizes.get("layer"):
-            return other
-    return "none"
+        deeper = data.sizes.get("layer") != own.sizes.get("layer")
+        if _setting(data) != _setting(own) or (deeper and not _setting(own)):
+            found.setdefault(0 if other.split("/")[0] == stack else 1 + deeper, other)
+    return found[min(found)] if found else "none"
 
 
 def data_of(results: Results, run: str) -> xr.Dataset:
-    """The trajectory of one run, over step."""
+    """The trajectory of one run, over step; raises `WorkbenchError` where only its name is kept."""
     stack, _, label = run.partition("/")
-    return results.trajectories[stack].isel(run=results.about["runs"][stack].index(label))
+    data = results.trajectories[stack]
+    there = data["run"].to_numpy().tolist()
+    if label not in there:
+        raise WorkbenchError(
+            f"{ABOUT} in {results.path} lists run {run}, but its trajectory has "
+            f"{', '.join(there)}; train the laboratory again."
+        )
+    return data.isel(run=there.index(label))
 
 
 def _setting(data: xr.Dataset) -> str:
@@ -248,7 +274,7 @@ def trained(results: Results, run: str, label: str) -> Trained:
         stack, name, setting, head, data["step"].to_numpy(),
         {curve.name: curve for curve in curves(at_head(data, head))},
         code.curves(setting, layers, layer) if code else {}, code.WHERE if code else "",
-        phases.begin(data) if phases else {}, phases.WORDS if phases else {},
+        phases.begin(data) if phases else {}, phases.WORDS if phases else {}, name,
     )  # fmt: skip
 
 
@@ -265,7 +291,7 @@ def curves(data: xr.Dataset) -> list[Curve]:
     low: dict[str, np.ndarray] = {}
     for name, array in data.data_vars.items():
         spread = dict(_spread(array))
-        if own and str(name).endswith(_BAND[0]):
+        if own and own.keys() == spread.keys() and _other_end(name) in data:
             low = spread
         elif low and str(name).endswith(_BAND[1]):
             for label, at in own.items():
@@ -282,6 +308,12 @@ def curves(data: xr.Dataset) -> list[Curve]:
                 for label, values in spread.items()
             ]  # fmt: skip
     return found
+
+
+def _other_end(name: Any) -> str:
+    """Of the lower end of a band the name of its upper end, "" for any other variable."""
+    stem, low, rest = str(name).rpartition(_BAND[0])
+    return f"{stem}{_BAND[1]}" if low and not rest else ""
 
 
 def _spread(array: xr.DataArray) -> Iterator[tuple[str, np.ndarray]]:
@@ -317,7 +349,7 @@ def panels(runs: Sequence[Trained]) -> list[Panel]:
 def _title(group: str, names: list[str], of_group: int) -> str:
     """The group; with the variable where it has several figures and this one shows a single one."""
     variables = {name.split(" ")[0] for name in names}
-    said = f"{group}: {variables.pop()}" if of_group > 1 and len(variables) == 1 else group
+    said = f"{group}: {worded(variables.pop())}" if of_group > 1 and len(variables) == 1 else group
     return said[:1].upper() + said[1:]
 
 

@@ -15,6 +15,7 @@ from workbench.app import laboratories, training_figures, training_runs, trainin
 from workbench.app.laboratories import Curve, Panel, Trained
 from workbench.app.training_shapes import Matrices, Sweep, rounded
 from workbench.app.urls import LabState
+from workbench.errors import WorkbenchError
 from workbench.zoo.trajectory import Results
 
 CONTROLS = ("run", "beside", "head", "text", "axis", "curve")
@@ -28,6 +29,12 @@ def shown(results: Results, state: LabState) -> tuple[LabState, Trained, Trained
     """
     run = laboratories.choose(results, state.run)
     one = laboratories.trained(results, run, state.head)
+    if state.text and state.text >= (
+        texts := laboratories.texts_of(laboratories.data_of(results, run))
+    ):
+        raise WorkbenchError(
+            f"text {state.text} has no patterns in this run; there are {texts}, from 0 on."
+        )
     beside = state.beside or laboratories.companion(results, run)
     curve = training_runs.choose(one, state.curve)
     full = replace(state, run=run, beside=beside, head=one.head, curve=curve)
@@ -35,7 +42,14 @@ def shown(results: Results, state: LabState) -> tuple[LabState, Trained, Trained
         return full, one, None
     beside = laboratories.choose(results, beside)
     head = laboratories.same_head(results, beside, one.head)
-    return full, one, laboratories.trained(results, beside, head)
+    return full, *_told_apart(one, laboratories.trained(results, beside, head))
+
+
+def _told_apart(*runs: Trained) -> tuple[Trained, ...]:
+    """Both runs with titles that differ: runs of two stacks may have one label."""
+    if len({run.title for run in runs}) == len(runs):
+        return runs
+    return tuple(replace(run, title=f"{run.label} · {run.stack}") for run in runs)
 
 
 def facts_of(state: LabState) -> dict[str, Any]:
@@ -74,12 +88,20 @@ def facts_of(state: LabState) -> dict[str, Any]:
 
 def _note(panel: Panel, one: Trained, beside: Trained | None) -> str:
     """What the kinds of line in a figure are."""
-    said = [f"full: {one.label}"]
+    title, other = _headed(one, beside)
+    said = [f"full: {title}"]
     if beside is not None and any(name in beside.curves for name in panel.names):
-        said.append(f"dotted: {beside.label}")
+        said.append(f"dotted: {other}")
     if any(name in one.published for name in panel.names):
         said.append("rings: published")
     return ", ".join(said)
+
+
+def _headed(one: Trained, beside: Trained | None) -> tuple[str, str]:
+    """Titles of both runs, with their heads where these differ."""
+    if beside is None or one.head == beside.head:
+        return one.title, beside.title if beside else ""
+    return tuple(f"{run.title} {run.head}".strip() for run in (one, beside))
 
 
 def _map(results: Results, state: LabState, run: Trained) -> dict[str, Any]:
@@ -87,13 +109,18 @@ def _map(results: Results, state: LabState, run: Trained) -> dict[str, Any]:
     data = laboratories.data_of(results, run.id)
     there = state.text < laboratories.texts_of(data)
     names, marked = laboratories.tokens_of(data, state.text) if there else ([], [])
-    query = urlencode({"run": run.id, "head": run.head, "text": state.text})
+    query = urlencode({"run": run.id, "head": run.head, "text": state.text} | _made(results))
     return {
-        "title": f"{run.label}, {run.head}",
+        "title": f"{run.title}, {run.head}",
         "url": f"/lab-data/{state.lab}/pattern?{query}" if there else "",
         "tokens": names,
         "marked": marked,
     }
+
+
+def _made(results: Results) -> dict[str, str]:
+    """For addresses of data that the script keeps: made again, the laboratory has others."""
+    return {"made": results.about["created"]}
 
 
 def _matrices(results: Results, state: LabState, runs: list[Trained]) -> list[dict[str, Any]]:
@@ -103,11 +130,11 @@ def _matrices(results: Results, state: LabState, runs: list[Trained]) -> list[di
         seen = laboratories.at_layer(laboratories.data_of(results, run.id), run.head)
         for one in training_shapes.matrices(seen):
             found.setdefault(one.name, []).append((run, one))
-    return [_matrix(state, runs, own) for own in found.values()]
+    return [_matrix(results, state, runs, own) for own in found.values()]
 
 
 def _matrix(
-    state: LabState, runs: list[Trained], own: list[tuple[Trained, Matrices]]
+    results: Results, state: LabState, runs: list[Trained], own: list[tuple[Trained, Matrices]]
 ) -> dict[str, Any]:
     """One variable; its scale is that of all steps of both runs."""
     first = own[0][1]
@@ -119,10 +146,10 @@ def _matrix(
         "signed": bool(values.min(initial=0) < 0),
         "runs": [
             {
-                "of": runs.index(run), "label": run.label, "blocks": one.blocks, "rows": one.rows,
+                "of": runs.index(run), "label": run.title, "blocks": one.blocks, "rows": one.rows,
                 "columns": one.columns, "row_dim": one.row_dim, "column_dim": one.column_dim,
                 "url": f"/lab-data/{state.lab}/matrices?"
-                + urlencode({"run": run.id, "head": run.head, "name": one.name}),
+                + urlencode({"run": run.id, "head": run.head, "name": one.name} | _made(results)),
             }
             for run, one in own
         ],
@@ -151,9 +178,9 @@ def _words(name: str) -> str:
 
 def _kinds(runs: list[Trained], own: Sweep, other: Sweep | None) -> str:
     """What the kinds of line of a sweep are."""
-    said = [f"thick: {runs[0].label}"]
+    said = [f"thick: {runs[0].title}"]
     if other is not None:
-        said.append(f"dotted: {runs[1].label}")
+        said.append(f"dotted: {runs[1].title}")
     if own.baseline:
         said.append("dashed: does not move")
     return ", ".join(said)
@@ -178,8 +205,9 @@ def _pairs(results: Results, runs: list[Trained]) -> list[tuple[Sweep, Sweep | N
 
 
 def _columns(one: Trained, beside: Trained | None) -> list[str]:
+    title, other = _headed(one, beside)
     return [
-        "curve", one.label, *([beside.label] if beside else []),
+        "curve", title, *([other] if beside else []),
         *(["published"] if one.published else []), "unit", "what it is",
     ]  # fmt: skip
 

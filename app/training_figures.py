@@ -63,6 +63,11 @@ class Axis:
         return [0, *(s for s in found if self.first <= s <= self.last)]
 
 
+def unit(units: str) -> str:
+    """A unit as the title of an axis: "1" alone would be read as a value."""
+    return "no unit" if units == "1" else units
+
+
 def curves(
     panel: Panel, run: Trained, beside: Trained | None, axis: Axis, theme: str = "light"
 ) -> go.Figure:
@@ -123,7 +128,7 @@ def _line(run: Trained, curve: Curve, name: str, axis: Axis, colour: str, dash: 
         legendgroup=curve.name, showlegend=solid, opacity=1 if solid else 0.8,
         line={"color": colour, "width": 2 if solid else 1.5, "dash": dash},
         customdata=_hover(run.steps, curve.values),
-        hovertemplate=f"<b>{escape(run.label)}</b>, step %{{customdata[0]}}<br>"
+        hovertemplate=f"<b>{escape(run.title)}</b>, step %{{customdata[0]}}<br>"
         f"{escape(curve.name)} %{{customdata[1]}} {escape(curve.units)}<br>"
         f"<i>{escape(curve.about)}</i><extra></extra>",
     )  # fmt: skip
@@ -167,7 +172,7 @@ def _axes(figure: go.Figure, panel: Panel, runs: Sequence[Trained], axis: Axis) 
         title_text=title, range=[-0.01 * end, 1.01 * end], tickmode="array",
         tickvals=axis.at(np.array(ticks)), ticktext=[f"{s:,}" for s in ticks],
     )  # fmt: skip
-    figure.update_yaxes(title_text=escape(panel.units))
+    figure.update_yaxes(title_text=escape(unit(panel.units)))
     _legend(figure)
     values = np.concatenate(
         [run.curves[name].values for run in runs for name in panel.names if name in run.curves]
@@ -198,7 +203,7 @@ def sweep(
         for (label, values), colour in zip(
             one.lines.items() if one and who else (), (t.blue, t.orange, *more), strict=False
         ):
-            name = f"{who.label} {label}".strip() if who else ""
+            name = f"{who.title} {label}".strip() if who else ""
             figure.add_trace(_over(one or found, name, values[-1], f"<b>{escape(name)}</b>",
                                    colour, dash, 3 if dash == "solid" else 2))  # fmt: skip
     _sweep_axes(figure, [found, *([other] if other else [])])
@@ -229,13 +234,13 @@ def _sweep_axes(figure: go.Figure, shown: Sequence[Sweep]) -> None:
         type="log" if logarithmic else "linear", tickmode="array", tickvals=named,
         ticktext=[f"{x:,g}" for x in named],
     )  # fmt: skip
-    figure.update_yaxes(title_text=escape(first.units))
+    figure.update_yaxes(title_text=escape(unit(first.units)))
     if len(values):
         low, high = float(values.min()), float(values.max())
         if low > 0 and high > 10 * low:
             ends = [float(np.log10(low)) - 0.06, float(np.log10(high)) + 0.06]
             figure.update_yaxes(
-                type="log", range=ends, title_text=f"{escape(first.units)}, log scale",
+                type="log", range=ends, title_text=f"{escape(unit(first.units))}, log scale",
                 tickvals=[m * 10.0**p for p in range(-9, 9) for m in (1, 2, 5)], tickformat="~g",
             )  # fmt: skip
         else:

@@ -36,7 +36,8 @@ def choose(one: Trained, curve: str) -> str:
 def side_by_side(results: Results, one: Trained, curve: str) -> dict[str, Any]:
     """That curve of every run of the stack, in the same head, and the word for where it ended."""
     if not curve:
-        return {"runs": [], "words": [], "curve": "", "units": "", "about": "", "log": False}
+        return {"runs": [], "words": [], "curve": "", "units": "", "about": "", "head": "",
+                "log": False}  # fmt: skip
     about = one.curves[curve]
     runs = []
     for run in laboratories.runs_of(results):
@@ -49,15 +50,27 @@ def side_by_side(results: Results, one: Trained, curve: str) -> dict[str, Any]:
     seen = np.array([v for run in runs for v in run["values"] if v is not None])
     return {
         "curve": curve, "units": about.units, "about": about.about, "runs": runs,
+        "head": _head_of(laboratories.data_of(results, one.id), one.head, curve),
         "words": _words(results, laboratories.data_of(results, one.id)),
         "log": bool(len(seen) and seen.min() > 0 and seen.max() > 100 * seen.min()),
     }  # fmt: skip
 
 
+def _variables(data: xr.Dataset, curve: str) -> list[str]:
+    """The variables that a curve may be of, going by its name."""
+    return [str(n) for n in data.data_vars if curve == n or curve.startswith(f"{n} ")]
+
+
+def _head_of(data: xr.Dataset, head: str, curve: str) -> str:
+    """The head in which a curve is seen, "" where it is the same in every one."""
+    dims = {dim for name in _variables(data, curve) for dim in data[name].dims}
+    return head if "head" in dims else ""
+
+
 def _values(data: xr.Dataset, head: str, curve: str) -> np.ndarray:
     """One curve of a run, without making the others."""
     seen = laboratories.at_head(data, head)
-    own = seen[[str(n) for n in seen.data_vars if curve == n or curve.startswith(f"{n} ")]]
+    own = seen[_variables(seen, curve)]
     return next(found.values for found in laboratories.curves(own) if found.name == curve)
 
 

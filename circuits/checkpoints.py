@@ -51,7 +51,7 @@ from workbench.zoo.trajectory import (
 
 Progress = Callable[[int, int, str], None]
 NAME = "checkpoints"
-_STEP = re.compile(r"(?:step|checkpoint|ckpt|iter)[-_]?(\d+)(?![\dkKmM.])", re.IGNORECASE)
+_STEP = re.compile(r"(?:step|checkpoint|ckpt|iter)[-_]?(\d+)(?![\da-zA-Z.])", re.IGNORECASE)
 _HEAD, _SCALAR = ("run", "step", "layer", "head"), ("run", "step")
 _INF = float("inf")
 
@@ -93,8 +93,8 @@ class Settings:
     """What is measured of every revision.
 
     `period` is the length of a random sequence that is written twice, cut to what the model has
-    positions for; `prompts` are the texts of the loss curve, empty for those repeated sequences;
-    `texts` is the number of sequences.
+    positions and different tokens for; `prompts` are the texts of the loss curve, empty for those
+    repeated sequences; `texts` is the number of sequences.
     """
 
     period: int = 24
@@ -161,17 +161,12 @@ def open_revision(model: str, revision: str) -> Model:
             f"{model} has no revision {revision!r}: the revisions of a directory are its folders, "
             f"here {known or 'none'}."
         )
-    opened = load(folder / revision)
-    words = opened.tokenizer
-    if words is not None and len(words) <= len(words.all_special_ids):
-        # What transformers makes of a folder with weights alone knows no words.
-        opened.tokenizer = None
-    return opened
+    return load(folder / revision)
 
 
 def measure(model: Model, settings: Settings) -> xr.Dataset:
     """Everything of `VARIABLES` of one revision, with labels, without `run` and `step`."""
-    period = _period(model, settings.period)
+    period = icl_curves.fitting_period(model, settings.period)
     repeats = model.repeated_tokens(period, settings.texts, seed=settings.seed)
     found = _of_heads(model, repeats)
     found["copying_score"] = copying_scores(model)
@@ -202,18 +197,12 @@ def measure(model: Model, settings: Settings) -> xr.Dataset:
     return found.merge(_pattern(model, min(settings.probe_period, period), settings.seed))
 
 
-def _period(model: Model, period: int) -> int:
-    """The period that a begin token and two copies have positions for."""
-    longest = getattr(model.net.config, "max_position_embeddings", None)
-    return min(period, (longest - 1) // 2) if longest else period
-
-
 def _vocabulary_size(model: Model) -> int:
     return len(model.net.get_output_embeddings().weight)
 
 
 def _of_heads(model: Model, repeats: Sequence[Prompt]) -> xr.Dataset:
-    """Scores of every head on repeated random tokens, (layer, head)."""
+    """Scores of every head on repeated random tokens, (layer, head); NaN in a layer without."""
     stats = capture(model, repeats, want="rows")
     tables = {
         "prefix_score": probes.induction_head_score(stats),
@@ -222,7 +211,8 @@ def _of_heads(model: Model, repeats: Sequence[Prompt]) -> xr.Dataset:
     }
     columns = {name: table.set_index(["layer", "head"])["value"] for name, table in tables.items()}
     columns["prefix_null"] = tables["prefix_score"].set_index(["layer", "head"])["null"]
-    return xr.Dataset({name: column.to_xarray() for name, column in columns.items()})
+    found = xr.Dataset({name: column.to_xarray() for name, column in columns.items()})
+    return found.reindex(layer=range(model.spec.n_layers()), head=range(model.spec.n_heads()))
 
 
 def _pattern(model: Model, period: int, seed: int) -> xr.Dataset:

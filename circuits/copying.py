@@ -6,8 +6,9 @@ logits.  Its copying score is the sum of its eigenvalues by the sum of their abs
 its own sign, -1 if with the opposite one, about 0 for random weights.
 
 The circuit is read where the model computes it: token embeddings enter every block in the place of
-its hidden states, so that its norm and its value projection are its own, in any family.  The norm
-before the unembedding is left out.  Cost: a few forward passes over the tokens of the vocabulary.
+its hidden states, so that its norm and its value projection are its own, in any family.  A norm
+behind the attention and that before the unembedding are left out.  Cost: a few forward passes over
+the tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import nn
 
 from workbench.calls import Call
 from workbench.circuits.effects import predicts
+from workbench.circuits.icl_curves import positions
 from workbench.errors import WorkbenchError
 from workbench.guards import evaluating
 from workbench.models import Model
@@ -38,6 +40,7 @@ def copying_scores(model: Model, *, tokens: int = 2048, seed: int = 0) -> xr.Dat
     output projections or embeddings cannot be used this way.
     """
     embedding, unembedding = _vocabulary(model)
+    _refuse_unreadable(model, embedding.shape[1])
     every = np.arange(min(len(embedding), len(unembedding)))
     if len(every) > tokens:
         every = np.sort(np.random.default_rng(seed).choice(every, tokens, replace=False))
@@ -45,7 +48,7 @@ def copying_scores(model: Model, *, tokens: int = 2048, seed: int = 0) -> xr.Dat
     products = _products(model, embedding, unembedding, torch.as_tensor(every))
     for site in model.spec.of():
         weight = output_weight(model.net, site)
-        assert weight is not None, "checked by _products"
+        assert weight is not None, "checked by _refuse_unreadable"
         groups = site.n_heads // site.n_kv_heads
         product = products[site.name].repeat_interleave(groups, dim=0)
         # The circuit over the vocabulary has the eigenvalues of this small matrix, and zeros.
@@ -58,6 +61,22 @@ def copying_scores(model: Model, *, tokens: int = 2048, seed: int = 0) -> xr.Dat
         dims=("layer", "head"),
         coords={"layer": np.arange(len(found)), "head": np.arange(found.shape[1])},
     )
+
+
+def _refuse_unreadable(model: Model, width: int) -> None:
+    """Raise where a block has no output projection, or another width than the embeddings."""
+    for site in model.spec.of():
+        weight = output_weight(model.net, site)
+        if site.block is None or weight is None:
+            raise WorkbenchError(
+                f"{model.name} has attention without a block or an output projection of its own, "
+                "so its OV circuits cannot be read; use a model of another family."
+            )
+        if weight.shape[-1] != width:
+            raise WorkbenchError(
+                f"{model.name} has embeddings of width {width} and blocks of width "
+                f"{weight.shape[-1]}, so its OV circuits cannot be read; use another model."
+            )
 
 
 def _vocabulary(model: Model) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,17 +97,12 @@ def _products(
 
     Values are those of an embedding minus that of a zero vector, which is the bias alone.
     """
-    sites = {site.name: site for site in model.spec.of()}
-    if any(site.block is None or output_weight(model.net, site) is None for site in sites.values()):
-        raise WorkbenchError(
-            f"{model.name} has attention without a block or an output projection of its own, so "
-            "its OV circuits cannot be read; leave copying scores out."
-        )
-    each = _ROWS * _LENGTH - 1
+    length = min(_LENGTH, positions(model) or _LENGTH)
+    each = _ROWS * length - 1
     found: dict[str, torch.Tensor] = {}
     with torch.no_grad(), evaluating(model.net):
         for chunk in ids.split(each):
-            vectors = embedding.new_zeros(_ROWS * _LENGTH, embedding.shape[1])
+            vectors = embedding.new_zeros(_ROWS * length, embedding.shape[1])
             vectors[1 : len(chunk) + 1] = embedding[chunk]
             targets = unembedding[chunk].cpu().double()
             for name, values in _values(model, vectors).items():
@@ -100,7 +114,7 @@ def _products(
 
 def _values(model: Model, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
     """Values of these vectors at every site, [vector, kv_head, d_value], float64."""
-    hidden = vectors.reshape(_ROWS, _LENGTH, -1)
+    hidden = vectors.reshape(_ROWS, len(vectors) // _ROWS, -1)
     seen: dict[str, torch.Tensor] = {}
 
     def listen(call: Call) -> None:
@@ -108,18 +122,12 @@ def _values(model: Model, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
         seen[call.site.name] = call.v.transpose(1, 2).flatten(0, 1).cpu().double()
 
     def swap(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple:
-        inside = args[0] if args else kwargs["hidden_states"]
-        if inside.shape != hidden.shape:
-            raise WorkbenchError(
-                f"{model.name} has embeddings of width {hidden.shape[-1]} and blocks of width "
-                f"{inside.shape[-1]}, so its OV circuits cannot be read; leave copying scores out."
-            )
         if args:
             return (hidden, *args[1:]), kwargs
         return args, kwargs | {"hidden_states": hidden}
 
     cache = {"use_cache": False} if model.accepts("use_cache") else {}
-    ids = torch.zeros(_ROWS, _LENGTH, dtype=torch.long, device=model.device)
+    ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=model.device)
     with ExitStack() as stack:
         for path in {str(site.block) for site in model.spec.of()}:
             block = model.net.get_submodule(path)

@@ -39,6 +39,21 @@ def as_ids(model: Model, prompts: object) -> list[Ids]:
     return [tuple(int(i) for i in one.ids) for one in model.encode(prompts)]
 
 
+def positions(model: Model) -> int | None:
+    """How many tokens a text may have; None where the model names no limit."""
+    config = getattr(model.net.config, "text_config", model.net.config)
+    longest = getattr(config, "max_position_embeddings", None)
+    return longest if isinstance(longest, int) and longest > 0 else None
+
+
+def fitting_period(model: Model, most: int) -> int:
+    """The longest period up to `most` of which a begin token and two copies have positions, and
+    for which the vocabulary has different tokens."""
+    longest = positions(model)
+    places = most if longest is None else (longest - 1) // 2
+    return min(most, places, len(model.plain_ids()))
+
+
 def shuffled(texts: Sequence[Ids], seed: int = 0) -> list[Ids]:
     """The same texts with the tokens behind the first in random order."""
     rng = np.random.default_rng(seed)
@@ -50,9 +65,9 @@ def token_losses(
 ) -> xr.DataArray:
     """Loss of every token given those before it, dims (text, index), nats.
 
-    `texts` are token ids, all cut to the length of the shortest; `index` counts from 1, the first
-    token that is predicted.  Raises `WorkbenchError` for texts of fewer than 12 tokens and as
-    `effects.next_token_loss` does.
+    `texts` are token ids, all cut to the length of the shortest and to the model's positions;
+    `index` counts from 1, the first token that is predicted.  Raises `WorkbenchError` for texts of
+    fewer than 12 tokens and as `effects.next_token_loss` does.
     """
     length = min((len(text) for text in texts), default=0)
     if length < SHORTEST:
@@ -60,6 +75,7 @@ def token_losses(
             f"the shortest of {len(texts)} texts has {length} tokens; a curve over the token index "
             f"needs {SHORTEST} or more in each."
         )
+    length = min(length, positions(model) or length)
     rows = []
     for number, text in enumerate(texts, 1):
         rows.append(next_token_loss(model, Prompt(token_ids=text[:length])))
@@ -241,7 +257,8 @@ def example_losses(
     """Mean loss per answer token of every query behind its first n examples, nats.
 
     Dims (episode, examples); the query is the same at every n.  Raises `WorkbenchError` for an
-    episode with fewer examples than the largest count.
+    episode with fewer examples than the largest count, for an answer without tokens or with
+    nothing before it, and for a context longer than the model's positions.
     """
     most, fewest = max(counts), min((len(one.examples) for one in episodes), default=0)
     if not episodes or most > fewest:
@@ -254,7 +271,9 @@ def example_losses(
         question, answer = one.query
         for column, count in enumerate(counts):
             shown = [i for pair in one.examples[:count] for part in pair for i in part]
-            prompt = Prompt(token_ids=(*one.begin, *shown, *question, *answer))
+            before = (*one.begin, *shown, *question)
+            _refuse_query(model, one.task, len(before), len(answer), count)
+            prompt = Prompt(token_ids=(*before, *answer))
             losses[row, column] = next_token_loss(model, prompt)[-len(answer) :].mean()
         if progress:
             progress(row + 1, len(episodes), "queries")
@@ -264,3 +283,18 @@ def example_losses(
         coords={"examples": list(counts)},
         attrs={"units": "nats"},
     )
+
+
+def _refuse_query(model: Model, task: str, before: int, answer: int, count: int) -> None:
+    """Raise for a query whose loss would be that of other tokens than its answer, or of none."""
+    if not before or not answer:
+        raise WorkbenchError(
+            f"a query of task {task!r} has {before} tokens before its answer and {answer} in it; "
+            "both need one or more."
+        )
+    longest = positions(model)
+    if longest is not None and before + answer > longest:
+        raise WorkbenchError(
+            f"a query of task {task!r} behind {count} examples has {before + answer} tokens, more "
+            f"than the {longest} positions of {model.name}; give fewer or shorter examples."
+        )

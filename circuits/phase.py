@@ -36,6 +36,28 @@ def window(values: Sequence[float] | np.ndarray, least: float) -> tuple[int, int
     raise AssertionError("the whole curve makes the whole change")
 
 
+def by_chance(
+    one: tuple[int, int] | None, other: tuple[int, int] | None, steps: int
+) -> tuple[float, float]:
+    """Least overlap that windows of these lengths can have among `steps` steps between checkpoints,
+    and the share of their places in which they overlap at all; 0, 0 without a window.
+
+    The least is above 0 where both cannot stand beside each other: then overlap says nothing.
+
+    >>> by_chance((0, 1), (0, 1), 1), by_chance((2, 3), (0, 1), 4)
+    ((1.0, 1.0), (0.0, 0.25))
+    """
+    if one is None or other is None:
+        return 0.0, 0.0
+    first, second = one[1] - one[0], other[1] - other[0]
+    found = [
+        overlap((a, a + first), (b, b + second))
+        for a in range(steps - first + 1)
+        for b in range(steps - second + 1)
+    ]
+    return min(found), float(np.mean(np.array(found) > 0))
+
+
 def overlap(one: tuple[int, int] | None, other: tuple[int, int] | None) -> float:
     """Steps between checkpoints that both windows have, by those that either has; 0 without one.
 

@@ -100,7 +100,7 @@ PLATES = (
         "length, for the worst keys of coherence 1/√d_k. Blue: the mean squared error of random "
         "keys is below a quarter. Purple: no item of a random list errs by more than half, in 95 "
         "of 100 lists. Green: the nearest value is the right one for all, in 95 of 100 lists "
-        "(d_v = d_k). Lines are closed forms.",
+        "(d_v = d_k). Lines are closed forms, the green one an approximation.",
         figures.capacity,
     ),
     Plate(

@@ -42,6 +42,10 @@ NOTES = (
     "A window is the shortest stretch of checkpoints with more than half of the change between the "
     "first and the last one. It is as coarse as the checkpoints: add some between the two where "
     "both curves move.",
+    "Windows so long that they cannot stand beside each other overlap wherever they are: no phase "
+    "change is claimed then, nor of two checkpoints. Shorter ones may still overlap by chance; how "
+    "often stands with the windows. Few checkpoints or one run prove little.",
+    "Texts are cut to the length of the shortest and to the positions of the model.",
     "That two curves move in one window is no proof that one makes the other. Remove the heads: "
     "workbench.intervening, or the study induction.",
     "Prefix matching, previous-token and duplicate-token scores are those of the probes of the "
@@ -71,8 +75,17 @@ class Config:
     texts: int = 16
 
     def to_json(self) -> dict[str, Any]:
-        """Every field; a file of prompts counts by what is in it."""
-        return asdict(self) | ({"prompts": digest([read(self.prompts)])} if self.prompts else {})
+        """Every field; a file of prompts counts by what is in it, a model by its revisions.
+
+        Refuses what names no series, before anything is measured or written.
+        """
+        for name in ("revisions", "prompts"):
+            if getattr(self, name) and not self.model:
+                raise WorkbenchError(f"--{name} belongs to a model; name it with --model.")
+        changed: dict[str, Any] = {"prompts": digest([read(self.prompts)])} if self.prompts else {}
+        if self.model:
+            changed["revisions"] = list(revisions_of(self, self.model))
+        return asdict(self) | changed
 
 
 def run(config: Config, folder: Path, progress: Progress) -> Content:
@@ -101,13 +114,9 @@ def run(config: Config, folder: Path, progress: Progress) -> Content:
 
 def series(config: Config) -> list[Series]:
     """The series of the config; raises `WorkbenchError` for one without known revisions."""
-    from workbench.circuits.checkpoints import Series, in_order, open_revision
+    from workbench.circuits.checkpoints import Series, open_revision
     from workbench.commands.opening import quiet
 
-    if config.revisions and not config.model:
-        raise WorkbenchError("--revisions belongs to a model; name it with --model.")
-    if config.prompts and not config.model:
-        raise WorkbenchError("--prompts belongs to a model; name it with --model.")
     quiet()
     subjects = {config.model: MODEL} if config.model else _of_laboratory()
     if config.size == QUICK:
@@ -115,12 +124,36 @@ def series(config: Config) -> list[Series]:
         subjects = {model: kind for kind, model in {v: k for k, v in subjects.items()}.items()}
     found = []
     for model, setting in subjects.items():
-        names = [name.strip() for name in config.revisions.split(",") if name.strip()]
-        revisions = in_order(names or known_revisions(model))
-        if config.size == QUICK and not names:
-            revisions = (*revisions[:-1:2], revisions[-1])
+        revisions = revisions_of(config, model)
         found.append(Series(short(model), partial(open_revision, model), revisions, setting))
     return found
+
+
+def revisions_of(config: Config, model: str) -> tuple[str, ...]:
+    """The revisions of one model that the config names, or all that are known, in order of steps.
+
+    Raises `WorkbenchError` for one that a shipped run or a directory does not have.
+    """
+    from workbench.circuits.checkpoints import in_order
+
+    names = [name.strip() for name in config.revisions.split(",") if name.strip()]
+    if not names:
+        known = in_order(known_revisions(model))
+        if len(known) < 2:
+            raise WorkbenchError(
+                f"{model} has {len(known)} checkpoints that its name or folders tell; give "
+                "--revisions, or a directory of folders such as step512, step1000."
+            )
+        return (*known[:-1:2], known[-1]) if config.size == QUICK else known
+    ordered = in_order(names)
+    if model.startswith("zoo:") or Path(model).expanduser().is_dir():
+        known = known_revisions(model)
+        for name in names:
+            if name not in known:
+                raise WorkbenchError(
+                    f"{model} has no revision {name!r}; it has {', '.join(in_order(known))}."
+                )
+    return ordered
 
 
 def _of_laboratory() -> dict[str, str]:
@@ -143,7 +176,13 @@ def known_revisions(model: str) -> Sequence[str]:
     from workbench.circuits.checkpoints import step_of
 
     if model.startswith("zoo:"):
-        return zoo.revisions(model.removeprefix("zoo:"))
+        name = model.removeprefix("zoo:")
+        if name in zoo.names():
+            raise WorkbenchError(
+                f"{model} has no revisions; runs of a laboratory have, such as "
+                f"zoo:{INDUCTION}/two-layers-s0."
+            )
+        return zoo.revisions(name)
     folder = Path(model).expanduser()
     if not folder.is_dir():
         raise WorkbenchError(
@@ -167,6 +206,8 @@ def short(model: str) -> str:
     >>> short("zoo:induction/two-s0"), short("EleutherAI/pythia-70m"), short("runs/mine/")
     ('two-s0', 'pythia-70m', 'mine')
     """
+    if Path(model).is_dir():
+        model = str(Path(model).resolve())
     return re.sub(r"[^\w.-]", "-", model.rstrip("/").rpartition("/")[2].removeprefix("zoo:"))
 
 
@@ -185,7 +226,15 @@ def windows_in_words(one: xr.Dataset) -> str:
         steps = one["step"].to_numpy()
         where = f"steps {steps[found[0]]:,} to {steps[found[1]]:,}" if found else "no move"
         parts.append(f"{words}: {where}")
+    if chance := _by_chance(one, "icl_score")[1]:
+        parts.append(f"windows of these lengths overlap by chance in {chance:.0%} of their places")
     return "; ".join(parts)
+
+
+def _by_chance(one: xr.Dataset, icl: str) -> tuple[float, float]:
+    from workbench.circuits.phase import by_chance
+
+    return by_chance(window_of(one, "best_prefix"), window_of(one, icl), one.sizes["step"] - 1)
 
 
 def shared(one: xr.Dataset, icl: str = "icl_score") -> float:
@@ -193,6 +242,12 @@ def shared(one: xr.Dataset, icl: str = "icl_score") -> float:
     from workbench.circuits.phase import overlap
 
     return overlap(window_of(one, "best_prefix"), window_of(one, icl))
+
+
+def not_shared(one: xr.Dataset) -> float:
+    """The larger of two controls: the windows with the texts shuffled, and how much those of the
+    texts as given overlap wherever they stand."""
+    return max(shared(one, "icl_score_shuffled"), _by_chance(one, "icl_score")[0])
 
 
 def order_counts(one: xr.Dataset, step: int) -> float:
@@ -234,10 +289,10 @@ CLAIMS: tuple[Claim[Runs], ...] = (
     Claim("by the order of tokens", OLSSON, "ICL score minus that of shuffled texts, nats",
           Mark("<", -0.2), _FIRST, "The gain is lost when the same tokens stand in random order.",
           _own(lambda one: order_counts(one, -1), lambda one: order_counts(one, 0))),
-    Claim("both in one window", OLSSON, _WINDOW, Mark(">", 0.1), "texts shuffled",
+    Claim("both in one window", OLSSON, _WINDOW, Mark(">", 0.1), "texts shuffled, or any places",
           "Prefix matching and in-context learning make most of their change between the same "
           "checkpoints: a phase change.",
-          _own(shared, lambda one: shared(one, "icl_score_shuffled"))),
+          _own(shared, not_shared)),
     Claim("not with one layer", OLSSON, _WINDOW, Mark(">", 0.1), FLAT,
           "A single layer has no such window: an induction head needs a head before it.",
           _flat(shared), (FLAT,)),

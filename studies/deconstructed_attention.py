@@ -3,7 +3,7 @@
 The deconstructed attention laboratory (`workbench.zoo.deconstructed`) repeats Xue et al. 2025
 (arXiv 2510.11602) small enough for a CPU: six variants of attention, each without one of its
 principles, in all layers (uniform) or in every other one (hybrid), on a language whose exact oracle
-says which ability a variant loses.  Default: thirteen settings of three seeds.  Quick: four of
+says which ability a variant loses.  Default: thirteen settings of three seeds.  Quick: three of
 them, one seed and fewer steps; laws that need the others are not applicable.
 """
 

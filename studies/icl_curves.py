@@ -35,7 +35,8 @@ OWN, ANSWERS, OTHER = "its own task", "answers shuffled", "another task"
 NOTES = (
     "Olsson et al. compare token 500 with token 50 of many texts. Here each stands for the 50 "
     "tokens around it, and in texts of fewer than 525 tokens both places are moved in proportion. "
-    "Compare scores of one length only.",
+    "Compare scores of one length only. Texts are cut to the length of the shortest and to the "
+    "positions of the model; examples to what it has positions for.",
     "The texts of zoo:mix-3l are strings of words repeated, its own training language. A named "
     "model without --prompts reads repeated random tokens of its whole vocabulary. That measures "
     "copying; for in-context learning of a language give texts of it.",
@@ -103,7 +104,7 @@ def run(config: Config, folder: Path, progress: Progress) -> Content:
         },
         notes=NOTES,
         seeds=[0],
-        facts={"model": found.name},
+        facts={"model": found.name, "texts": measuring.size(found)},
         banner=f"Quick look: {config.episodes} queries." if config.size == QUICK else "",
     )
 

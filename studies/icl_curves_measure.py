@@ -18,7 +18,7 @@ from workbench.commands.opening import open_model
 from workbench.errors import WorkbenchError
 from workbench.models import Model
 from workbench.prompts import read_prompts
-from workbench.runfiles import write_table
+from workbench.runfiles import read_table, write_table
 from workbench.zoo import tasks
 
 ZOO = "zoo:mix-3l"
@@ -82,12 +82,17 @@ def subject(model: str, prompts: str, n: int, examples: int) -> Subject:
         texts = [tuple(int(i) for i in row) for row in rows]
         keys, values = tasks.kind_ids("key"), tasks.kind_ids("value")
     else:
-        texts = icl_curves.as_ids(opened, opened.repeated_tokens(PERIOD, n))
+        period = icl_curves.fitting_period(opened, PERIOD)
+        texts = icl_curves.as_ids(opened, opened.repeated_tokens(period, n))
         ids = np.unique([i for text in texts for i in text[1:]])
         keys, values = ids[::2], ids[1::2]
     begin = _begin(opened)
     if prompts and holds_tasks(prompts):
         return Subject(opened, texts, read_tasks(opened, prompts, n, examples), 0)
+    longest = icl_curves.positions(opened)
+    if longest is not None:
+        # A begin token, pairs of two tokens, and the query with its answer.
+        examples = min(examples, (longest - len(begin) - 2) // 2)
     if prompts:
         texts = icl_curves.as_ids(opened, read_prompts(prompts))
     episodes = icl_curves.dictionary(
@@ -121,7 +126,10 @@ def read_tasks(model: Model, path: str, n: int, most: int) -> list[Episode]:
     found: dict[str, list[Pair]] = {}
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         if line.strip():
-            name, pairs = _task(line, f"{Path(path).name} line {number}")
+            where = f"{Path(path).name} line {number}"
+            name, pairs = _task(line, where)
+            if name in found:
+                raise WorkbenchError(f"{where}: task {name!r} stands there twice; name each once.")
             found[name] = [(_ids(model, q), _ids(model, a)) for q, a in pairs]
     examples = min(most, *(len(pairs) - 1 for pairs in found.values()))
     rng = np.random.default_rng(0)
@@ -189,6 +197,16 @@ def curves(chosen: Subject) -> int:
     return 2 * (2 + len(icl_curves.contexts(chosen.episodes)))
 
 
+def size(found: Measured) -> str:
+    """How much was measured, in words."""
+    tokens, examples = found.tokens[TRAINED, GIVEN], found.examples[TRAINED, icl_curves.OWN]
+    most = int(examples["examples"].max())
+    return (
+        f"{tokens.sizes['text']} of {tokens.sizes['index'] + 1} tokens; "
+        f"{examples.sizes['episode']} queries behind up to {most} examples"
+    )
+
+
 def _file(*parts: str) -> str:
     return "-".join(part.replace(" ", "-") for part in parts) + ".parquet"
 
@@ -200,7 +218,7 @@ def _kept(path: Path, make: Callable[[], xr.DataArray]) -> xr.DataArray:
         along, over = map(str, losses.dims)
         table = pd.DataFrame(losses.to_numpy(), columns=[str(v) for v in losses[over].to_numpy()])
         write_table(path, table.assign(dims=f"{along},{over}"))
-    table = pd.read_parquet(path)
+    table = read_table(path)
     along, over = str(table.pop("dims").iloc[0]).split(",")
     labels = [int(name) for name in table.columns]
     return xr.DataArray(table.to_numpy(), dims=(along, over), coords={over: labels})

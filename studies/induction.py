@@ -3,8 +3,8 @@
 The laboratory of induction (`workbench.zoo.induction`) repeats the phase change of Olsson et al.
 2022 (arXiv 2209.11895) small enough for a CPU: attention-only networks of two layers and of one, on
 texts whose words have favourite successors, new in every text.  Default: 14 runs, among them one
-layer with smeared keys and two layers on texts with nothing to copy.  Quick: three short runs, for
-a look; laws that need the others are not applicable.
+layer with smeared keys and two layers on texts with nothing to copy.  Quick: one short run of each
+kind, for a look; laws that are read from the whole recipe are not applicable.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Config:
         if self.size != QUICK:
             return ""
         return (
-            "Quick look: 3 runs of 600 steps in place of 14 of 1000. Laws that need the whole "
+            "Quick look: 4 runs of 600 steps in place of 14 of 1000. Laws that need the whole "
             "recipe are not applicable."
         )
 
@@ -151,8 +151,8 @@ PLATES = (
     ),
     Plate(
         "positions", "Loss by position",
-        "One run of two layers before, in and after the window, beside the exact oracle, the best "
-        "guess without context, and one layer.",
+        "One run of two layers before, in and after the window, beside the exact oracle, the "
+        "chain without context, and one layer.",
         figures.positions, (TWO,),
     ),
     Plate(
@@ -180,7 +180,7 @@ STUDY = Study(
     name="induction",
     question="How do induction heads form, and is learning in context their work?",
     paper=laws.OLSSON,
-    cost="1.5 CPU min; --quick 20 CPU s",
+    cost="1.5 CPU min; --quick 25 CPU s",
     needs="",
     configs={QUICK: Config(QUICK), DEFAULT: Config()},
     run=run,

@@ -32,8 +32,9 @@ NOTES = (
     "with all others.",
     f"All encoders start with the same product of their layers, {recipe.PRODUCT:g}. That is where "
     "the influence of depth comes from: a deeper encoder has larger layers for the same product, "
-    "and the coefficient enters by the size of a layer. With the same weight per layer depth "
-    "changes little, and from tiny products every JEPA follows the covariance.",
+    "and the coefficient enters by the size of a layer. With the same small weight per layer "
+    "depth changes little from two layers on, and from tiny products every JEPA follows the "
+    "covariance.",
     "The preference is finite: it overturns covariances that differ by less than the ratio shown "
     "in the figure of preferences. With four layers a feature of half the coefficient must covary "
     "nearly twice as much to be learned as early.",
@@ -154,14 +155,15 @@ PLATES = (
     Plate(
         "preferences", "How far the preference goes",
         "Covariance that a feature must have, by that of a perfectly predictable one, to be "
-        "learned as early: closed form (lines) and the ratio of times in the runs with equal "
-        "covariances (points). Left from the product of layers used here, for every coefficient; "
-        "right with four layers from smaller products.",
+        "learned as early: closed form (lines; dotted MAE, at the same depths) and the ratio of "
+        "times in the runs of JEPA with equal covariances (points). Left from the product of "
+        "layers used here, for every coefficient; right with four layers from smaller products.",
         figures.preferences, ("equal",),
     ),
     Plate(
         "times", "Critical times against the closed form",
-        "Every feature of every aligned run. Circles: exact starts; crosses: starts with a jitter.",
+        "Every feature of the aligned runs whose covariances differ. Circles: exact starts; "
+        "crosses: starts with a jitter.",
         figures.times, ("exact",),
     ),
     Plate(

@@ -43,10 +43,10 @@ NOTES = (
     "On plain digits logistic regression reads about 96 %: a variant that reads as many has not "
     "shown that its attention does anything. With the contrast of every image reversed at random "
     "the mean image of every class is zero; logistic regression then reads less than a half.",
-    "The variants are not equal. To leave out the MLP and to collapse query and key costs nothing "
-    "here; to leave out value and output costs some three points, and a symmetric similarity some "
-    "five more: at this size it is hardly better than the control. The paper, with more layers and "
-    "data, loses less; that law is looked at and not required.",
+    "The variants are not equal. To leave out the MLP costs little here, and to collapse query "
+    "and key nothing; to leave out value and output costs some three points, and a symmetric "
+    "similarity some five more: at this size it is hardly better than the control. The paper, with "
+    "more layers and data, loses less; that law is looked at and not required.",
     "Query and key of one head collapse without loss as functions; as parameters to train they "
     "are two different things, so that the trained networks differ.",
     "LayerNorm stays in all variants, without parameters. It is a non-linearity too: it is why the "
@@ -241,7 +241,7 @@ STUDY = Study(
     name="minimal-transformers",
     question="How much of a transformer does classification need?",
     paper="Bermeitinger et al. 2024, arXiv 2410.13732",
-    cost="2 CPU min; --quick half a minute",
+    cost="3 CPU min; --quick half a minute",
     needs="",
     configs={QUICK: Config(QUICK), DEFAULT: Config()},
     run=run,

@@ -136,17 +136,22 @@ class Model:
         """
         if n < 1 or n_prompts < 1:
             raise WorkbenchError(f"n={n}, n_prompts={n_prompts}: both must be 1 or more.")
+        begin = getattr(self.tokenizer, "bos_token_id", None)
+        if begin is None:
+            begin = getattr(self.tokenizer, "cls_token_id", None)
+        ids = self.plain_ids()
+        return repeated_random_tokens(ids, n=n, n_prompts=n_prompts, seed=seed, begin=begin)
+
+    def plain_ids(self) -> list[int]:
+        """Ids of the vocabulary that are no special tokens."""
         config = getattr(self.net.config, "text_config", self.net.config)
         size = getattr(config, "vocab_size", None)
         if self.tokenizer is not None:
             size = min(size or len(self.tokenizer), len(self.tokenizer))
         if size is None:
             raise WorkbenchError(f"{self.name} has no vocabulary to draw repeated tokens from.")
-        begin = getattr(self.tokenizer, "bos_token_id", None)
-        if begin is None:
-            begin = getattr(self.tokenizer, "cls_token_id", None)
-        ids = [i for i in range(size) if i not in self.special_ids]
-        return repeated_random_tokens(ids, n=n, n_prompts=n_prompts, seed=seed, begin=begin)
+        special = self.special_ids
+        return [i for i in range(size) if i not in special]
 
     def logits(self, prompt: object) -> torch.Tensor:
         """Logits [position, vocab] of one prompt, under whatever interventions are open."""
@@ -323,7 +328,7 @@ def _from_disk_or_hub(
     tokenizer = (
         tokenizer
         or getattr(processor, "tokenizer", None)
-        or _quietly(transformers.AutoTokenizer, where, shared)
+        or _with_words(_quietly(transformers.AutoTokenizer, where, shared))
     )
     found = getattr(net.config, "_commit_hash", None) or revision or ""
     return net, tokenizer, processor, found
@@ -344,6 +349,12 @@ def _class_for(config: Any, trust_remote_code: bool) -> Any:
         if "AutoModelForCausalLM" in config.auto_map
         else transformers.AutoModel
     )
+
+
+def _with_words(tokenizer: Any) -> Any:
+    """None for a tokenizer without a single word: what transformers makes of weights alone."""
+    wordless = tokenizer is not None and len(tokenizer) <= len(tokenizer.all_special_ids)
+    return None if wordless else tokenizer
 
 
 def _quietly(auto: Any, where: str, shared: dict[str, Any]) -> Any:

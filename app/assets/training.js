@@ -4,6 +4,7 @@
   "use strict";
   const W = () => window.workbench, $ = (id) => document.getElementById(id);
   const T = { data: null, maps: [], at: 0, cells: [], boxes: [], slider: null, timer: 0, frame: 0, saying: 0 };
+  const NS = (window.dash_clientside = window.dash_clientside || {});
   const LAB = (window.workbenchLab = window.workbenchLab || { parts: [] });
   const KEPT = new Map(), MOST = 8, PACE = 260;   // patterns by address; milliseconds between two steps of the film
 
@@ -47,11 +48,20 @@
     $("lab-slider").replaceChildren(slider, W().make("div", { className: "ends" }, ...ends));
   }
 
+  async function fetched(url) {   // an answer of the server; null, and its sentence on the page, where it has none
+    const reply = await fetch(url);
+    if (!reply.ok && $("lab-problem")) NS.set_props("lab-problem", { children: await reply.text() });
+    return reply.ok ? reply : null;
+  }
+  const unit = (units) => (units === "1" ? "" : units);   // a number without a unit has none in a sentence
+
   /* ---- patterns: bytes of every step, fetched once per run and head */
   async function load(map) {
     if (!map.url) return { ...map, codes: null };
     if (!KEPT.has(map.url)) {
-      const reply = await fetch(map.url), [steps, rows, cols] = ["X-Steps", "X-Rows", "X-Columns"].map((n) => Number(reply.headers.get(n)));
+      const reply = await fetched(map.url);
+      if (!reply) return { ...map, codes: null };
+      const [steps, rows, cols] = ["X-Steps", "X-Rows", "X-Columns"].map((n) => Number(reply.headers.get(n)));
       const codes = new Uint8Array(await reply.arrayBuffer());
       const causal = !codes.some((code, i) => code && i % cols > Math.floor(i / cols) % rows);
       KEPT.set(map.url, { codes, steps, rows, cols, causal });
@@ -123,7 +133,10 @@
     const { make, number } = W(), d = T.data, show = (v) => (v === null || v === undefined ? "–" : number(v));
     const heads = d.columns.map((text) => make("th", { textContent: text }));
     $("lab-numbers-head").replaceChildren(...heads);
-    T.cells = [];
+    T.cells = d.maps.length < 2 ? [] : [() => {
+      const step = d.beside_steps[indexIn(1)], other = step === undefined || step === d.steps[T.at];
+      heads[2].textContent = d.columns[2] + (other ? "" : `, step ${step.toLocaleString("en-US")}`);
+    }];
     let group = "";
     const published = d.columns.includes("published");
     $("lab-numbers").replaceChildren(...d.rows.map((row) => {
@@ -131,7 +144,7 @@
       if (d.maps.length > 1) cells.push(other);
       if (published) cells.push(theirs);
       T.cells.push(() => {
-        const at = indexIn(1), there = row.beside && at >= 0;
+        const at = indexIn(1), there = row.beside && at >= 0;   // its latest logged step, named where that is another
         cells[0].textContent = show(row.values[T.at]);
         other.textContent = there ? show(row.beside[at]) : "–";
         theirs.textContent = row.published ? show(row.published[d.steps[T.at]]) : "";
@@ -176,19 +189,19 @@
     cursors();
     LAB.parts.forEach((part) => part.draw(T));
   }
-  Object.assign(LAB, { go: (index) => { film(false); go(index); }, indexIn });
+  Object.assign(LAB, { go: (index) => { film(false); go(index); }, indexIn, fetched, unit });
 
-  const NS = (window.dash_clientside = window.dash_clientside || {});
   NS.lab = {
     show: async (data, url) => {
       if (!data) return W().stay();
       const key = JSON.stringify(data.key), fresh = T.key !== key || !T.slider || !T.slider.isConnected;
       const was = T.data && T.key !== key && T.slider && T.slider.isConnected ? T.data.steps[T.at] : NaN, wanted = stepOf(url);
+      const at = nearest(data.steps, isNaN(wanted) ? (isNaN(was) ? data.steps[data.steps.length - 1] : was) : wanted);
       if (fresh) {
-        T.data = data; T.key = key;
+        // The step before anything that is drawn while the rest is on its way: the one of before may not be there.
+        T.data = data; T.key = key; T.at = at; T.maps = [];
         buildSlider(); buildNumbers();
         LAB.parts.forEach((part) => part.show(T, key));
-        T.maps = [];
         const maps = await Promise.all(data.maps.map(load));
         if (T.key !== key || !$("lab-slider")) return W().stay();
         T.maps = maps;
@@ -200,7 +213,7 @@
         }
       }
       W().legend("lab-legend", W().scale("--ramp"), [0, 0.0625, 0.25, 0.5625, 1].map((v) => W().number(v)), "weight (probability), sqrt ramp, the same at every step");
-      go(nearest(data.steps, isNaN(wanted) ? (isNaN(was) ? data.steps[data.steps.length - 1] : was) : wanted));
+      go(at);
       wait(60);
       return Date.now();
     },

@@ -3,13 +3,16 @@
   "use strict";
   const W = () => window.workbench, $ = (id) => document.getElementById(id);
   const LAB = (window.workbenchLab = window.workbenchLab || { parts: [] });
-  const KEPT = new Map(), MOST = 24, GAP = 22, LABEL = 34, HEAD = 34;   // numbers by address; pixels around a matrix
+  const KEPT = new Map(), MOST = 24, GAP = 22, HEAD = 34;   // numbers by address; pixels around a matrix
+  const LETTER = 6.2, LONGEST = 12;   // pixels of one letter of a label, and letters that are shown of it
   let shown = { key: "", blocks: [], boxes: [] };
 
   /* ---- matrices: float32 of every step, fetched once per run and variable */
   async function load(url) {
     if (!KEPT.has(url)) {
-      KEPT.set(url, new Float32Array(await (await fetch(url)).arrayBuffer()));
+      const reply = await LAB.fetched(url);
+      if (!reply) return null;
+      KEPT.set(url, new Float32Array(await reply.arrayBuffer()));
       if (KEPT.size > MOST) KEPT.delete(KEPT.keys().next().value);
     }
     return KEPT.get(url);
@@ -22,7 +25,7 @@
     const values = await Promise.all(all.flatMap((m) => m.runs.map((run) => load(run.url))));
     if (shown.key !== key || !$("lab-matrices")) return;
     let next = 0;
-    const loaded = all.flatMap((m) => m.runs.map((run) => ({ m, run, values: values[next++] })));
+    const loaded = all.flatMap((m) => m.runs.map((run) => ({ m, run, values: values[next++] }))).filter((one) => one.values);
     shown.blocks = loaded.flatMap((one) => one.run.blocks.map((name, block) => ({ ...one, block, name: `${one.m.name} ${name}`.trim() })));
     Object.assign($("lab-matrices"), { onmousemove: hover, onmouseleave: (e) => W().tip(e, "") });
     draw(T);
@@ -35,18 +38,25 @@
     all.forEach((m, i) => {
       const { row_dim, column_dim } = m.runs[0], ends = m.signed ? [number(-m.limit), "0", number(m.limit)] : ["0", number(m.limit)];
       const way = m.signed ? "; red negative, blue positive" : "";
-      legend(`lab-matrix-legend-${i}`, colours(m), ends, `${m.name}: ${m.about}, ${m.units}; rows ${row_dim}, columns ${column_dim}${way}`);
+      legend(`lab-matrix-legend-${i}`, colours(m), ends, `${[`${m.name}: ${m.about}`, LAB.unit(m.units)].filter(Boolean).join(", ")}; rows ${row_dim}, columns ${column_dim}${way}`);
     });
   }
-  const cellOf = (run) => W().clamp(Math.floor(156 / Math.max(run.rows.length, run.columns.length)), 3, 24);
+  const longest = (labels) => Math.min(LONGEST, Math.max(...labels.map((t) => t.length)));
+  const labelOf = (run) => Math.max(34, Math.ceil(longest(run.rows) * LETTER) + 8);   // room for the names of its rows
+  function cellOf(run, room) {   // as large as the room of one allows; few columns are as wide as their names
+    const side = W().clamp(room, 156, 330), most = Math.max(24, Math.ceil(longest(run.columns) * LETTER) + 4);
+    return W().clamp(Math.floor(side / Math.max(run.rows.length, run.columns.length)), 3, most);
+  }
   function place(room) {   // run by run, from left to right, wrapped where the room ends
     let x = 0, y = 0, tall = 0, of = -1;
     const boxes = [], ordered = [...shown.blocks].sort((a, b) => a.run.of - b.run.of);
     for (const one of ordered) {
-      const cell = cellOf(one.run), w = LABEL + one.run.columns.length * cell, h = HEAD + one.run.rows.length * cell;
+      const beside = ordered.filter((b) => b.run.of === one.run.of).length;
+      const label = labelOf(one.run), cell = cellOf(one.run, room / beside - label - GAP);
+      const w = label + one.run.columns.length * cell, h = HEAD + one.run.rows.length * cell;
       const fresh = one.run.of !== of;
       if (fresh || (x && x + w > room)) { y += tall + (tall ? 14 : 0) + (fresh ? 24 : 0); x = 0; tall = 0; }
-      boxes.push({ ...one, cell, x: x + LABEL, y: y + HEAD, heading: fresh ? y - 12 : null });
+      boxes.push({ ...one, cell, x: x + label, y: y + HEAD, heading: fresh ? y - 12 : null });
       x += w + GAP; tall = Math.max(tall, h); of = one.run.of;
     }
     return [boxes, y + tall + 4];
@@ -72,9 +82,9 @@
     c.font = font(11.5); c.textAlign = "left"; c.fillStyle = css("--ink");
     c.fillText(box.name, x, y - 25);
     c.font = font(10, true); c.fillStyle = css("--faint");
-    const every = Math.ceil(13 / cell), wide = Math.ceil(Math.max(...run.columns.map((t) => t.length)) * 6.4 / cell);
-    run.rows.forEach((text, i) => { if (i % every === 0) { c.textAlign = "right"; c.fillText(text.slice(0, 5), x - 4, y + (i + 0.5) * cell); } });
-    run.columns.forEach((text, j) => { if (j % wide === 0) { c.textAlign = "center"; c.fillText(text.slice(0, 8), x + (j + 0.5) * cell, y - 8); } });
+    const every = Math.ceil(10 / cell), wide = Math.ceil((longest(run.columns) + 0.5) * LETTER / cell);
+    run.rows.forEach((text, i) => { if (i % every === 0) { c.textAlign = "right"; c.fillText(text.slice(0, LONGEST), x - 4, y + (i + 0.5) * cell); } });
+    run.columns.forEach((text, j) => { if (j % wide === 0) { c.textAlign = "center"; c.fillText(text.slice(0, LONGEST), x + (j + 0.5) * cell, y - 8); } });
     if (box.step < 0) return;
     for (let i = 0; i < run.rows.length; i++) for (let j = 0; j < run.columns.length; j++) {
       const v = valueAt(box, i, j);
@@ -88,7 +98,7 @@
     for (const box of shown.boxes) {
       const { run, m, cell, x, y } = box, i = Math.floor((e.offsetY - y) / cell), j = Math.floor((e.offsetX - x) / cell);
       if (i < 0 || j < 0 || i >= run.rows.length || j >= run.columns.length || box.step < 0) continue;
-      W().tip(e, `${run.label}, ${box.name}\n${run.row_dim} ${run.rows[i]}, ${run.column_dim} ${run.columns[j]}: ${W().number(valueAt(box, i, j))} ${m.units}`);
+      W().tip(e, `${run.label}, ${box.name}\n${run.row_dim} ${run.rows[i]}, ${run.column_dim} ${run.columns[j]}: ${W().number(valueAt(box, i, j))} ${LAB.unit(m.units)}`.trim());
       return;
     }
     W().tip(e, "");

@@ -31,7 +31,7 @@
     const top = make("div", {}, make("strong", { textContent: run.label }), value);
     const open = () => { W().patch({ run: run.run, beside: beside ? "" : W().query(location.href).get("beside") || "" }); };
     const said = m.words.find((w) => w.word === run.fate), now = () => number(run.values[T.at]);
-    const more = (e) => W().tip(e, `${run.label}${said ? `: ${said.word}, ${said.about}` : ""}\n${m.curve} ${now()} ${m.units} at step ${T.data.steps[T.at].toLocaleString("en-US")}`);
+    const more = (e) => W().tip(e, `${run.label}${said ? `: ${said.word}, ${said.about}` : ""}\n${m.curve} ${now()} ${LAB.unit(m.units)} at step ${T.data.steps[T.at].toLocaleString("en-US")}`);
     const box = make("button", { className: `multiple ${colour(m, run.fate)}${here ? " here" : ""}${beside ? " beside" : ""}`, onclick: open, onmousemove: more, onmouseleave: (e) => W().tip(e, "") },
       top, make("div", { className: "line" }, canvas, cursor));
     box.setAttribute("aria-label", `open ${run.label}${run.fate ? `, ${run.fate}` : ""}`);
@@ -43,10 +43,12 @@
     const { make, number } = W(), m = T.data.multiples, scale = m.runs.length ? span(m) : null;
     cells = []; lines = []; drawn = "";
     $("lab-multiples").closest(".box").hidden = !m.runs.length;
+    const letters = Math.max(0, ...m.runs.map((run) => run.label.length));   // a panel is as wide as the longest name needs
+    $("lab-multiples").style.setProperty("--wide", `${W().clamp(7 * letters + 56, 136, 260)}px`);
     $("lab-multiples").replaceChildren(...m.runs.map((run) => panel(T, m, run, scale)));
     const count = (word) => m.runs.filter((run) => run.fate === word).length;
     $("lab-fates").replaceChildren(...m.words.map((w) => make("span", { className: colour(m, w.word), title: w.about, textContent: `${w.word} ${count(w.word)}` })));
-    $("lab-multiples-scale").textContent = scale ? `${m.curve}: ${m.about}; from ${number(scale.low)} to ${number(scale.high)} ${m.units}${m.log ? ", log scale" : ""}. `
+    $("lab-multiples-scale").textContent = scale ? `${m.curve}${m.head && `, head ${m.head}`}: ${m.about}; from ${number(scale.low)} to ${number(scale.high)} ${LAB.unit(m.units)}${m.log ? ", log scale" : ""}. `
       + m.words.map((w) => `${w.word}: ${w.about}`).join("; ") : "";
   }
   function phases(T) {

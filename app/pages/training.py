@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html
+from dash import ClientsideFunction, Dash, Input, Output, State, dcc, html, no_update
 from dash.exceptions import PreventUpdate
 
 from workbench.app import figures, laboratories, parts, training_routes
@@ -19,7 +19,6 @@ from workbench.app.training_facts import (
     NOTHING,
     facts_of,
     pictures,
-    shown,
     sweep_pictures,
 )
 from workbench.app.training_shapes import MOST_SWEEPS
@@ -34,9 +33,8 @@ def layout(lab: str = "", **query: str) -> html.Div:
     """The page of one laboratory in the state of the address."""
     try:
         state = lab_state(lab, query)
-        results = laboratories.open_laboratory(state.lab)
-        shown(results, state)
-        return _page(state, results)
+        facts_of(state)
+        return _page(state, laboratories.open_laboratory(state.lab))
     except WorkbenchError as error:
         return parts.problem(str(error))
 
@@ -52,6 +50,7 @@ def _page(state: LabState, results: Results) -> html.Div:
             html.Main(
                 [
                     _title(results),
+                    html.P(id="lab-problem", role="alert", className="lab-problem"),
                     _controls(results),
                     _scrubber(),
                     _map_box(),
@@ -78,7 +77,8 @@ def _bar(state: LabState, results: Results) -> html.Header:
         for entry in laboratories.entries()
         if not entry.problem
     ]  # fmt: skip
-    chips = [f"{len(results.stacks)} stacks", f"{len(laboratories.runs_of(results))} runs"]
+    counts = {"stack": len(results.stacks), "run": len(laboratories.runs_of(results))}
+    chips = [f"{n} {word}{'s' * (n != 1)}" for word, n in counts.items()]
     settings = [
         (f"recipe of {stack}", ", ".join(f"{k} {_brief(v)}" for k, v in recipe.items()))
         for stack, recipe in about["settings"].items()
@@ -229,9 +229,13 @@ def _figure_box(kind: str, i: int) -> html.Section:
 def _numbers_box() -> html.Section:
     head = html.Thead(html.Tr(id="lab-numbers-head"))
     table = html.Table([head, html.Tbody(id="lab-numbers")], className="list")
+    scroll = {"aria-label": "numbers at this step"}
     return parts.box(
         "Numbers at this step",
-        [html.Div(table, className="scroll"), html.P(id="lab-where", className="note")],
+        [
+            html.Div(table, className="scroll", tabIndex=0, role="region", **scroll),
+            html.P(id="lab-where", className="note"),
+        ],
         className="lab-numbers",
     )  # fmt: skip
 
@@ -247,15 +251,21 @@ def register(app: Dash) -> None:
         Output(_control("head"), "options"),
         Output(_control("text"), "options"),
         Output(_control("curve"), "options"),
+        Output("lab-problem", "children"),
         Input("lab-url", "data"),
         State("lab-data", "data"),
     )
     def facts(url: str, now: dict | None) -> tuple:
-        data = facts_of(_here(url))
+        state = _here(url)
+        try:
+            data = facts_of(state)
+        except WorkbenchError as error:
+            return *[no_update] * (len(CONTROLS) + 4), str(error)
+        values = data["state"].values()
         if now and now["key"] == data["key"]:
-            raise PreventUpdate
+            return no_update, *values, *[no_update] * 3, ""
         texts = [{"label": f"text {i}", "value": i} for i in range(data["texts"])]
-        return data, *data["state"].values(), data["heads"], texts, data["curves"]
+        return data, *values, data["heads"], texts, data["curves"], ""
 
     _register_figures(app, "figure", MOST_PANELS, pictures, "panels")
     _register_figures(app, "sweep", MOST_SWEEPS, sweep_pictures, "sweeps")
@@ -281,7 +291,11 @@ def _register_figures(
         if not data or theme is None:
             raise PreventUpdate
         state = replace(LabState(_here(url).lab), **data["state"])
-        drawn = draw(state, theme)
+        try:
+            drawn = draw(state, theme)
+        except WorkbenchError:
+            # The laboratory is gone since; `facts` says so at the next change of the address.
+            raise PreventUpdate from None
         spare = most - len(drawn)
         titles = [one["title"] for one in data[about]] + [""] * spare
         notes = [one["note"] for one in data[about]] + [""] * spare

@@ -22,6 +22,7 @@ def _helper(name: str):
 
 
 made, driving = _helper("made"), _helper("driving")
+trained = _helper("trained")
 
 
 @pytest.fixture(scope="session")

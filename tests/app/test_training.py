@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from app_made import HOSTILE
+from app_trained import STEPS, TOKENS, trajectory, write_laboratory
 
 from workbench import zoo
 from workbench.app import laboratories, readings, training_facts, training_figures
@@ -18,70 +18,8 @@ from workbench.app.server import build
 from workbench.app.store import Store
 from workbench.app.urls import LabState, decode, encode
 from workbench.errors import WorkbenchError
-from workbench.runfiles import fingerprint
-from workbench.zoo.trajectory import ABOUT, FORMAT, TRAJECTORY, VERSION, write_dataset
 
-STEPS = [0, 4, 20, 100]
 PLANTED = "~studies~planted~laboratory"
-TOKENS = ["<s>", HOSTILE, "b", "c"]
-
-
-def rising(shape: tuple[int, ...], top: float) -> np.ndarray:
-    """[run, step, ...]: a straight line from 0 to `top`, for run 1 a tenth of it."""
-    line = np.linspace(0, 1, len(STEPS)).reshape(1, -1, *[1] * (len(shape) - 2))
-    return np.broadcast_to(top * line * np.array([1.0, 0.1]).reshape(2, *[1] * line[0].ndim), shape)
-
-
-def trajectory() -> xr.Dataset:
-    """Two runs, two layers of two heads; the pattern of L1H0 moves to key 0, and no other does."""
-    runs, steps = 2, len(STEPS)
-    pattern = np.zeros((runs, steps, 2, 2, 1, 4, 4))
-    pattern[:] = np.tril(np.ones((4, 4))) / np.arange(1, 5)[:, None]
-    for i, share in enumerate(np.linspace(0, 1, steps)):
-        sink = np.eye(4)[0][None].repeat(4, 0)
-        pattern[0, i, 1, 0, 0] = (1 - share) * pattern[0, i, 1, 0, 0] + share * sink
-    head, role = (runs, steps, 2, 2), (runs, steps, 2, 2, 2)
-    by_head = np.arange(4).reshape(2, 2)
-    a = {"units": "nats", "long_name": "a loss", "group": "losses"}
-    b = {"units": "probability", "long_name": f"weight on {HOSTILE}", "group": "weights"}
-    return xr.Dataset(
-        {
-            "loss": (("run", "step"), rising((runs, steps), -3.0) + 3.001, a),
-            "weight": (("run", "step", "layer", "head"), rising(head, 0.1) * by_head, b),
-            "weight_low": (("run", "step", "layer", "head"), rising(head, 0.05) * by_head, b),
-            "weight_high": (("run", "step", "layer", "head"), rising(head, 0.2) * by_head, b),
-            "norm": (("run", "step", "layer", "head", "role"), rising(role, 5.0),
-                     {"units": "L2 norm", "long_name": "a norm"}),
-            "stream_norm": (("run", "step", "stream"),
-                            rising((runs, steps, 3), 1.0) + np.arange(3.0), {"units": "L2 norm"}),
-            "absent": (("run", "step"), np.full((runs, steps), np.nan), a),
-            "by_token": (("run", "step", "token"), np.zeros((runs, steps, 40)), {"units": "nats"}),
-            "pattern": (("run", "step", "layer", "head", "probe", "query", "key"),
-                        pattern.astype("float16")),
-        },
-        coords={
-            "run": ["sinks-s0", "control-s0"], "setting": ("run", ["sinks", "control"]),
-            "step": STEPS, "layer": [0, 1], "head": [0, 1], "stream": [0, 1, 2],
-            "role": ["begin", "other"], "token": TOKENS + [f"t{i}" for i in range(36)],
-            "trigger": ("token", [False, True] + [False] * 38),
-            "probe_id": (("run", "probe", "query"), [[[0, 1, 2, 3]]] * 2),
-        },
-    )  # fmt: skip
-
-
-def write_laboratory(folder, *, finished: bool = True):
-    """A folder as `zoo.lab` leaves it."""
-    folder.mkdir(parents=True)
-    file = f"deep{TRAJECTORY}"
-    write_dataset(folder / file, trajectory())
-    about = {
-        "format": FORMAT, "schema": VERSION, "name": "planted", "finished": finished,
-        "stacks": ["deep"], "runs": {"deep": ["sinks-s0", "control-s0"]},
-        "settings": {"deep": {"layers": 2}}, "versions": {"torch": "2"}, "cpu_seconds": {"deep": 1},
-        "created": "2026-01-02T03:04:05", "files": {file: fingerprint(folder / file)},
-    }  # fmt: skip
-    (folder / ABOUT).write_text(json.dumps(about))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +100,64 @@ def test_a_laboratory_made_again_is_read_again(tmp_path):
         assert laboratories.open_laboratory("~lab") is not before
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"runs": 3}, "has no 'runs' that can be read"),
+        ({"versions": None}, "has no 'versions' that can be read"),
+        ({"runs": {}}, "lists no runs of deep"),
+    ],
+)
+def test_a_damaged_laboratory_says_so_and_leaves_the_others_alone(tmp_path, changed, said):
+    write_laboratory(tmp_path / "damaged", **changed)
+    write_laboratory(tmp_path / "whole")
+    with build(tmp_path, token=None).server.test_request_context("/"):
+        assert said in words(training.layout("~damaged"))
+        assert said in json.dumps([words(card) for card in training.cards()])
+        assert "lab-numbers" in words(training.layout("~whole"))
+
+
+def test_a_run_that_is_only_listed_says_so(tmp_path):
+    write_laboratory(tmp_path / "lab", runs={"deep": ["sinks-s0", "control-s0", "ghost"]})
+    with build(tmp_path, token=None).server.test_request_context("/"):
+        assert "lists run deep/ghost, but its trajectory has" in words(training.layout("~lab"))
+
+
+def shallow(setting: str) -> xr.Dataset:
+    """The planted runs cut to one layer, both of one setting, under the same labels."""
+    data = trajectory().isel(layer=[0], stream=[0, 1])
+    return data.assign_coords(setting=("run", [setting] * 2)) if setting else data
+
+
+@pytest.mark.parametrize(
+    ("stacks", "beside"),
+    [
+        ({"deep": trajectory(), "flat": shallow("flat")}, "deep/control-s0"),
+        ({"deep": trajectory().isel(run=[0]), "flat": shallow("flat"), "wide": trajectory()},
+         "wide/control-s0"),
+        ({"deep": trajectory().isel(run=[0]), "flat": shallow("flat")}, "flat/sinks-s0"),
+        ({"deep": trajectory().drop_vars("setting"), "seed": trajectory().drop_vars("setting"),
+          "flat": shallow("").drop_vars("setting")}, "flat/sinks-s0"),
+        ({"deep": trajectory().isel(run=[0])}, "none"),
+    ],
+)  # fmt: skip
+def test_beside_a_run_is_one_of_another_setting_as_like_it_as_there_is(tmp_path, stacks, beside):
+    write_laboratory(tmp_path / "lab", stacks=stacks)
+    with build(tmp_path, token=None).server.test_request_context("/"):
+        results = laboratories.open_laboratory("~lab")
+        assert laboratories.companion(results, "deep/sinks-s0") == beside
+
+
+def test_runs_of_one_label_are_told_apart_and_other_heads_are_named(tmp_path):
+    stacks = {"deep": trajectory().isel(run=[0]), "flat": shallow("flat")}
+    write_laboratory(tmp_path / "lab", stacks=stacks)
+    with build(tmp_path, token=None).server.test_request_context("/"):
+        data = facts("~lab")
+    assert [m["title"] for m in data["maps"]] == ["sinks-s0 · deep, L1H0", "sinks-s0 · flat, L0H0"]
+    assert data["columns"][1:3] == ["sinks-s0 · deep L1H0", "sinks-s0 · flat L0H0"]
+    assert data["panels"][0]["note"].startswith("full: sinks-s0 · deep L1H0, dotted: sinks-s0 · f")
+
+
 # --- a run as curves --------------------------------------------------------------------------
 
 
@@ -189,6 +185,13 @@ def test_curves_are_the_planted_lines(planted):
     assert not {"weight_low", "weight_high", "by_token", "pattern"} & set(one.curves)
     control = laboratories.trained(planted, "deep/control-s0", "L1H1")
     np.testing.assert_allclose(control.curves["weight"].values, 0.03 * line)
+
+
+def test_a_name_that_ends_like_a_band_is_a_curve_without_its_other_end():
+    data = trajectory().isel(run=0, layer=0, head=0)[["loss", "weight_low", "norm"]]
+    assert [c.name for c in laboratories.curves(data)] == [
+        "loss", "weight_low", "norm begin", "norm other",
+    ]  # fmt: skip
 
 
 def test_a_figure_holds_one_group_and_one_unit(planted):
@@ -326,6 +329,7 @@ def test_wrong_addresses_of_data_say_so(client, path, said):
         ({"lab": PLANTED, "head": "L0H5"}, "no head L0H5"),
         ({"lab": PLANTED, "axis": "cubic"}, "choose log, linear"),
         ({"lab": PLANTED, "curve": "nothing"}, "it has loss, weight, norm begin"),
+        ({"lab": PLANTED, "text": "1"}, "there are 1, from 0 on"),
         ({"lab": "~unfinished"}, "unfinished laboratory"),
     ],
 )

@@ -6,12 +6,20 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from workbench.app import laboratories, training_facts, training_figures, training_shapes
+from workbench.app import (
+    laboratories,
+    training_facts,
+    training_figures,
+    training_runs,
+    training_shapes,
+)
+from workbench.app.pages import training
 from workbench.app.server import build
 from workbench.app.urls import LabState
 from workbench.errors import WorkbenchError
 from workbench.runfiles import fingerprint
-from workbench.zoo.trajectory import ABOUT, FORMAT, TRAJECTORY, VERSION, write_dataset
+from workbench.zoo.trajectory import ABOUT, FORMAT, TRAJECTORY, VERSION, WEIGHTS, write_dataset
+from workbench.zoo.trajectory import write as write_file
 
 STEPS, ROWS, COLUMNS, LENGTHS = [0, 10, 100, 400], ["x0", "x1", "y0"], ["x0", "x1"], [5, 20, 80]
 PLAIN, KNOWN = "~planted~lab", "~known~lab"
@@ -45,16 +53,18 @@ def trajectory() -> xr.Dataset:
     )  # fmt: skip
 
 
-def write(folder, name):
+def write(folder, name, data=None):
     """A folder as `zoo.lab` leaves it; the name decides whose package speaks about it."""
     folder.mkdir(parents=True)
     file = f"two{TRAJECTORY}"
-    write_dataset(folder / file, trajectory())
+    write_dataset(folder / file, trajectory() if data is None else data)
+    weights = f"two{WEIGHTS}"
+    write_file(folder / weights, {"w": np.zeros(1)}, {})
     about = {
         "format": FORMAT, "schema": VERSION, "name": name, "finished": True, "stacks": ["two"],
         "runs": {"two": ["h2-s0", "h2-s1", "same-s0"]}, "settings": {"two": {}}, "versions": {},
         "cpu_seconds": {"two": 1}, "created": "2026-01-02T03:04:05",
-        "files": {file: fingerprint(folder / file)},
+        "files": {name: fingerprint(folder / name) for name in (file, weights)},
     }  # fmt: skip
     (folder / ABOUT).write_text(json.dumps(about))
 
@@ -213,6 +223,22 @@ def test_a_package_is_not_asked_about_runs_without_its_variables(inside):
     assert laboratories.code_about(results, "phases", data)
     assert laboratories.code_about(results, "phases", data.drop_vars("zero_sum")) is None
     assert laboratories.code_about(results, "absent", data) is None
+
+
+def test_small_panels_name_the_head_only_of_curves_that_have_one(inside):
+    assert facts()["multiples"]["head"] == ""
+    data = laboratories.open_laboratory("bigram-backcopy").trajectories["one-layer"].isel(run=0)
+    assert training_runs._head_of(data, "L0H0", "sink_off") == "L0H0"
+    assert training_runs._head_of(data, "L0H0", "excess_off") == ""
+
+
+def test_a_matrix_too_large_to_draw_says_so_on_the_page(tmp_path):
+    write(tmp_path / "lab", "planted", trajectory().isel(coordinate=[0] * 200))
+    with build(tmp_path, token=None).server.test_request_context("/"):
+        said = json.dumps(
+            training.layout("~lab").to_plotly_json(), default=lambda c: c.to_plotly_json()
+        )
+    assert "kq has 200 rows" in said
 
 
 def test_a_wrong_curve_says_which_there_are(inside):

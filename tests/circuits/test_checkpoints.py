@@ -14,7 +14,8 @@ from workbench.app import laboratories
 from workbench.circuits import checkpoints
 from workbench.circuits.checkpoints import Series, Settings
 from workbench.circuits.phase import overlap, window
-from workbench.errors import WorkbenchError
+from workbench.errors import SchemaError, WorkbenchError
+from workbench.families import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 SETTINGS = Settings(texts=4)
@@ -91,6 +92,8 @@ def test_the_dashboard_can_show_it(results) -> None:
     assert sweep.attrs["group"] == "sweep" and sweep.dims == ("step", "index")
     assert data["loss_by_index_baseline"].dims == ("predictor", "index")
     assert np.allclose(data["loss_by_index_baseline"], np.log(planted.VOCAB))
+    with pytest.raises(SchemaError, match="what was measured of jump, not its weights"):
+        results.weights("jump")
 
 
 def test_a_killed_series_goes_on_and_ends_the_same(results, tmp_path) -> None:
@@ -132,7 +135,7 @@ def test_revisions_of_a_directory_are_its_folders(tmp_path) -> None:
         checkpoints.open_revision(str(tmp_path), "step7")
 
 
-@pytest.mark.parametrize("name", ["main", "step10k", "v2", "step1-step2", "1.5"])
+@pytest.mark.parametrize("name", ["main", "step10k", "step1e5", "v2", "step1-step2", "1.5"])
 def test_a_name_without_a_step_is_refused(name: str) -> None:
     with pytest.raises(WorkbenchError, match="does not say its training step"):
         checkpoints.step_of(name)
@@ -152,6 +155,15 @@ def test_revisions_are_a_series_or_refused(tmp_path) -> None:
     )
     with pytest.raises(WorkbenchError, match="step5 of mixed has other layers"):
         checkpoints.run([mixed], SETTINGS, tmp_path / "mixed")
+
+
+def test_a_layer_without_attention_of_its_own_has_no_scores() -> None:
+    model = wb.load(FAMILIES["Mllama"].build())
+    found = checkpoints.measure(model, Settings(texts=2))
+    missing = found["prefix_score"].isnull().all("head").to_numpy()
+    assert missing.tolist() == [False, True, False], "the layer that attends to the picture"
+    assert (found["copying_score"].isnull().all("head").to_numpy() == missing).all()
+    assert float(found["best_prefix"]) > 0
 
 
 def test_the_texts_of_a_user_are_the_ones_of_the_loss(tmp_path) -> None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 import workbench as wb
 from tests import planted_induction as planted
@@ -73,6 +80,34 @@ def test_a_draw_of_the_vocabulary_comes_near_the_whole() -> None:
     assert whole.min() > 0.3 and whole.max() < 0.99, whole
     drawn = copying_scores(model, tokens=1000).to_numpy()
     assert np.abs(drawn - whole).max() < 0.1 and (drawn != whole).any()
+
+
+def test_a_model_of_few_positions_is_read_alike() -> None:
+    """The circuit does not depend on how many embeddings go through the model at once."""
+    scores = []
+    for places in (16, 64):
+        torch.manual_seed(0)
+        config = GPT2Config(
+            n_layer=1, n_head=2, n_embd=8, vocab_size=600, n_positions=places,
+            bos_token_id=None, eos_token_id=None,
+        )  # fmt: skip
+        net = GPT2LMHeadModel(config).eval()
+        torch.manual_seed(1)
+        with torch.no_grad():
+            net.transformer.wte.weight.normal_()
+            for weight in (net.transformer.h[0].attn.c_attn, net.transformer.h[0].attn.c_proj):
+                weight.weight.normal_()
+        scores.append(copying_scores(wb.load(net)).to_numpy())
+    assert np.allclose(*scores, atol=1e-6) and np.isfinite(scores).all()
+
+
+def test_embeddings_of_another_width_are_refused() -> None:
+    config = OPTConfig(
+        num_hidden_layers=1, hidden_size=16, word_embed_proj_dim=8, num_attention_heads=2,
+        ffn_dim=16, vocab_size=40, max_position_embeddings=32, do_layer_norm_before=False,
+    )  # fmt: skip
+    with pytest.raises(WorkbenchError, match="embeddings of width 8 and blocks of width 16"):
+        copying_scores(wb.load(OPTForCausalLM(config).eval()))
 
 
 def test_an_encoder_has_no_copying_scores() -> None:

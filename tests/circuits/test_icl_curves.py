@@ -125,6 +125,29 @@ def test_without_another_task_that_control_is_left_out() -> None:
     assert OTHER not in icl_curves.contexts(same)
 
 
+def test_texts_are_cut_to_the_positions_of_the_model(idle) -> None:
+    long = (*range(planted.VOCAB),) * 3
+    losses = icl_curves.token_losses(idle, [long])
+    assert losses.sizes["index"] == planted.PLACES - 1
+    whole = icl_curves.token_losses(idle, [long[: planted.PLACES]])
+    assert (losses.to_numpy() == whole.to_numpy()).all()
+    assert icl_curves.fitting_period(idle, 100) == (planted.PLACES - 1) // 2
+    assert icl_curves.fitting_period(idle, 7) == 7
+
+
+@pytest.mark.parametrize(
+    ("episode", "count", "message"),
+    [
+        (Episode("t", (), ((3,), ())), 0, "1 tokens before its answer and 0 in it"),
+        (Episode("t", (), ((), (3, 4))), 0, "0 tokens before its answer and 2 in it"),
+        (Episode("t", (((1,), (2,)),) * 32, ((3,), (4,))), 32, "has 66 tokens, more than the 64"),
+    ],
+)
+def test_a_query_without_a_loss_of_its_own_is_refused(idle, episode, count, message) -> None:
+    with pytest.raises(WorkbenchError, match=message):
+        icl_curves.example_losses(idle, [episode], [count])
+
+
 def test_bad_input_is_one_sentence(idle) -> None:
     with pytest.raises(WorkbenchError, match="the shortest of 1 texts has 5 tokens"):
         icl_curves.token_losses(idle, [(1, 2, 3, 4, 5)])

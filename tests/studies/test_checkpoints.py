@@ -44,7 +44,10 @@ def test_the_planted_phase_is_claimed(jump) -> None:
     table = pd.read_parquet(out / "laws.parquet").set_index("law")
     assert table.loc["both in one window", "value"] == 1 and not table["required"].any()
     about = json.loads((out / "study.json").read_text())
-    assert about["facts"]["jump"] == ("prefix matching: steps 10 to 20; ICL score: steps 10 to 20")
+    assert about["facts"]["jump"] == (
+        "prefix matching: steps 10 to 20; ICL score: steps 10 to 20; windows of these lengths "
+        "overlap by chance in 50% of their places"
+    )
     scalars = pd.read_parquet(out / "tables" / "scalars.parquet")
     assert scalars["step"].tolist() == [0, 10, 20] and set(scalars["series"]) == {"jump"}
     heads = pd.read_parquet(out / "tables" / "heads.parquet").set_index(["step", "layer", "head"])
@@ -61,6 +64,28 @@ def test_it_is_not_claimed_of_a_series_that_stands_still(tmp_path) -> None:
     assert "held" not in verdicts(tmp_path / "out").values()
     about = json.loads((tmp_path / "out" / "study.json").read_text())
     assert about["facts"]["still"] == "prefix matching: no move; ICL score: no move"
+
+
+def test_nor_of_two_checkpoints(jump, tmp_path) -> None:
+    """Both windows are the whole series: they cannot but be one."""
+    model, *_ = jump
+    result = call(
+        "checkpoints", "--model", model, "--revisions", "step0,step20", "--out", tmp_path / "out"
+    )
+    assert result.exit_code == 0, (result.output, result.exception)
+    table = pd.read_parquet(tmp_path / "out" / "laws.parquet").set_index("law")
+    law = table.loc["both in one window"]
+    assert (law["value"], law["null"], law["verdict"]) == (1, 1, "not held")
+
+
+def test_a_wrong_revision_leaves_nothing_behind(jump, tmp_path, monkeypatch) -> None:
+    """The same folder can be used with the right one; a model is called by its folder's name."""
+    model, *_ = jump
+    monkeypatch.chdir(model)
+    options = ("checkpoints", "--model", ".", "--out", tmp_path / "out", "--revisions")
+    assert call(*options, "step0,step7").exit_code and not (tmp_path / "out").exists()
+    assert call(*options, "step0,step20").exit_code == 0
+    assert (tmp_path / "out" / "figures" / f"course-{model.name}.json").is_file()
 
 
 def test_nor_where_heads_look_before_they_copy(tmp_path) -> None:
@@ -91,7 +116,9 @@ def test_bad_input_is_one_sentence(jump, tmp_path) -> None:
         ("--model", model, "--revisions", "step0,main"): "'main' does not say its training step",
         ("--model", model, "--revisions", "step0"): "are no series",
         ("--model", "someone/model"): "the revisions of someone/model are not known here",
-        ("--model", tmp_path / "empty"): "are no series",
+        ("--model", tmp_path / "empty"): "has 0 checkpoints that its name or folders tell",
+        ("--model", "zoo:mix-3l"): "zoo:mix-3l has no revisions; runs of a laboratory have",
+        ("--model", "zoo:induction", "--revisions", "step0,step7"): "has no revision 'step7'",
     }
     for number, (options, message) in enumerate(cases.items()):
         result = call("checkpoints", *options, "--out", tmp_path / str(number))

@@ -108,6 +108,16 @@ def test_tasks_of_a_file_give_a_curve_without_a_floor(tasks, tmp_path) -> None:
     assert table.loc["examples lower the loss", "verdict"] == "held" and not table["required"].any()
 
 
+def test_a_model_of_few_words_and_positions_is_measured(tmp_path) -> None:
+    """24 words and 32 positions: shorter texts, fewer examples, and it says so."""
+    result = call("--quick", "--model", "zoo:induction/two-layers-s0", "--out", tmp_path / "out")
+    assert result.exit_code == 0, (result.output, result.exception)
+    about = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert about["facts"]["texts"] == "16 of 31 tokens; 16 queries behind up to 8 examples"
+    chosen = measuring.subject("zoo:induction/two-layers-s0", "", 2, 24)
+    assert len(chosen.episodes[0].examples) == 14
+
+
 def test_an_untrained_model_holds_no_law(tmp_path) -> None:
     chosen = measuring.subject("", "", 6, 8)
     fresh = measuring.Subject(
@@ -132,6 +142,7 @@ def test_bad_input_is_one_sentence(tasks, tmp_path) -> None:
         ('{"task": "a", "examples": [["k00", "v00"]]}', "task 'a' has 1 examples"),
         ('{"examples": [["k00", "v00"]]}', "line 1 is no task"),
         ('{"task": "a", "examples": ["k00"]}', "line 1 is no task"),
+        ("\n".join([tasks.read_text().splitlines()[0]] * 2), "line 2: task 'map 0' stands there"),
     ):
         bad.write_text(line)
         with pytest.raises(WorkbenchError, match=message):

@@ -58,6 +58,14 @@ def test_laws_and_settings_fit_together():
     assert f"{quick_runs} runs of 600 steps in place of {runs} of" in study.Config("quick").banner()
 
 
+def test_laws_need_the_controls_they_name():
+    for claim in CLAIMS:
+        if "without favourites" in claim.control:
+            assert CONTROL in claim.needs, claim.name
+    trained = {setting.name for stack in recipe.quick() for setting in stack.settings}
+    assert all(set(claim.needs) <= trained for claim in CLAIMS)
+
+
 @pytest.mark.slow
 def test_quick_is_quick_says_so_and_leaves_its_tables(quick):
     folder, result, seconds = quick
@@ -70,7 +78,7 @@ def test_quick_is_quick_says_so_and_leaves_its_tables(quick):
     assert set(table.index[table["verdict"] != "not applicable"]) == APPLY
     assert set(table.loc[table["required"], "source"]) == {laws.OLSSON}
     curves = pd.read_parquet(folder / "tables" / "curves.parquet")
-    assert set(curves["run"]) == {"two-layers-s0", "one-layer-s0", "smeared-s0"}
+    assert set(curves["run"]) == {f"{setting}-s0" for setting in (TWO, ONE, SMEARED, CONTROL)}
     removed = pd.read_parquet(folder / "tables" / "removal.parquet")
     assert removed["run"].tolist() == ["two-layers-s0"]
     assert "Quick look" in (folder / "report.html").read_text()

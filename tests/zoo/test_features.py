@@ -205,7 +205,9 @@ def test_laws_read_the_rows_they_name():
     law, _ = worst.law(planted(**good))
     assert law.held and law.value == pytest.approx(0.2)
     # A model that learns everything sooner shows nothing about means over keys.
-    good["d"] = (0.1, {"model": measure.ATTENTION, "target": task.ONE_KEY.name})
+    # What no model learns is no control: that is the function of one of 4 keys.
+    one = {"model": measure.ATTENTION, "target": task.ONE_KEY.name, "setting": "small"}
+    good["d"] = (0.1, one)
     assert not worst.law(planted(**good))[0].held
 
 

@@ -126,6 +126,7 @@ def test_induction_is_seen_by_a_capture_of_a_revision():
         ("zoo:bigram-backcopy", "step3", r"no revision 'step3' of .*; it has step500"),
         ("zoo:mix-3l", "step3", r"zoo:mix-3l has no revisions"),
         (f"zoo:{NAME}/three-layers", "step0", r"no run 'three-layers' in induction"),
+        (f"zoo:{NAME}/", None, r"no run '' in induction; it has two-layers-s0"),
         (f"zoo:{NAME}/three-layers", None, r"no run 'three-layers' in induction"),
     ],
 )
@@ -146,10 +147,23 @@ def test_a_folder_without_its_checkpoint_or_of_another_recipe_is_refused(tmp_pat
         type(results)(tmp_path / NAME)
 
 
+def test_what_is_not_shipped_is_listed_as_what_can_be_trained(monkeypatch):
+    monkeypatch.setattr(zoo, "laboratories", lambda: ("icl-regression",))
+    lines = CliRunner().invoke(app, ["zoo", "list"]).output.splitlines()
+    told = {line.split()[0]: "no: zoo train" in line for line in lines if line.startswith("zoo:")}
+    assert told == {f"zoo:{name}": name in (NAME, "bigram-backcopy") for name in zoo.recipes()}
+
+
 def test_the_command_line_knows_it(tmp_path, results):
     run = CliRunner().invoke
     assert "4 runs, zoo:induction/RUN" in run(app, ["zoo", "list"]).output
     assert run(app, ["zoo", "card", NAME]).output.startswith(f"# {NAME}")
+    unknown = run(app, ["zoo", "train", "three-layers"])
+    assert unknown.exit_code == 2
+    said = "bigram-backcopy, icl-regression, induction, mix-3l."
+    assert unknown.stderr == (
+        f"workbench: there is no recipe 'three-layers'; known recipes: {said}\n"
+    )
     # A finished folder of the same recipe is not trained again; its card is made anew.
     copy = shutil.copytree(results.path, tmp_path / NAME)
     (copy / "CARD.md").unlink()

@@ -84,6 +84,11 @@ def test_without_context_is_the_oracle_of_an_unseen_word():
     language = Language()
     ids = np.array([[language.begin, *range(20)]])
     np.testing.assert_allclose(language.without_context(ids), language.oracle(ids), atol=1e-12)
+    # No best guess from the word alone: one that is its own favourite stays, and is met more often.
+    many = language.texts(4000, 8)
+    now, then = many[:, 20], many[:, 21]
+    row = language.without_context(many[:, :-1])[:, 20]
+    assert (now == then).mean() > 1.5 * row[np.arange(4000), now].mean()
     again = np.array([[language.begin, 3, 5, 3, 5, 3]])
     gap = language.oracle(again)[0, -1] - language.without_context(again)[0, -1]
     assert gap[5] > 0.3, "what followed before is likely to follow"

@@ -9,7 +9,9 @@ from scipy import integrate
 
 from workbench.errors import WorkbenchError
 from workbench.zoo.jepa import closed, model
+from workbench.zoo.jepa.claims import CLAIMS, LAYERS
 from workbench.zoo.jepa.closed import JEPA, MAE
+from workbench.zoo.jepa.laws import Evidence
 from workbench.zoo.jepa.task import Task
 
 TASK = Task((0.9, 1.3, 0.7), (0.9, 0.5, 0.7))
@@ -79,6 +81,17 @@ def test_the_preference_grows_with_depth_for_jepa_alone():
     print(np.round(jepa, 3), np.round(mae, 3))
     assert all(b > 1.1 * a for a, b in pairwise(jepa))
     assert max(mae) < 1.0
+
+
+def test_what_the_law_of_equal_layers_does_not_cover():
+    """From one layer to two, and from weights of .2, the preference grows with depth."""
+    law = {claim.name: claim for claim in CLAIMS}["it is the start of the layers"]
+    found, n = law.law(Evidence([]))
+    assert found.held and n == len(LAYERS) > 1
+    one, two, four = (closed.preference(JEPA, 0.5, d, LAYERS[-1] ** d) for d in (1, 2, 4))
+    assert two > 1.2 * one and found.value == pytest.approx(four / two)
+    two, four = (closed.preference(JEPA, 0.5, d, 0.2**d) for d in (2, 4))
+    assert not law.mark.met(four / two)
 
 
 def test_the_network_is_the_scalar_equation_on_every_feature():

@@ -1,5 +1,6 @@
 """The engine of laboratories, on a problem whose training has a closed form."""
 
+import json
 import os
 import signal
 import subprocess
@@ -283,6 +284,29 @@ def test_broken_files_are_named(tmp_path):
         Results(tmp_path)
     with pytest.raises(SchemaError, match="holds no trajectory"):
         read_dataset(tmp_path / "a" / "plain.weights.safetensors")
+
+
+def test_a_foreign_checkpoint_and_a_list_with_gaps_are_named(tmp_path):
+    def stop(done, total, message):
+        if done >= 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lab.run("toy", (quadratic(),), tmp_path / "a", stop, checkpoint_every=10)
+    now = quadratic(start=lambda: {"x": torch.zeros(3), "y": torch.zeros(3)})
+    with pytest.raises(WorkbenchError, match=r"no checkpoint of stack plain .* delete it"):
+        lab.run("toy", (now,), tmp_path / "a")
+    lab.run("toy", (quadratic(kept=(20,)),), tmp_path / "b")
+    place = tmp_path / "b" / "laboratory.json"
+    whole = json.loads(place.read_text())
+    files = {name: value for name, value in whole["files"].items() if "step20" not in name}
+    for broken, says in (
+        (whole | {"files": files}, r"does not list plain\.step20\.safetensors"),
+        ({name: value for name, value in whole.items() if name != "stacks"}, "no 'stacks'"),
+    ):
+        place.write_text(json.dumps(broken))
+        with pytest.raises(SchemaError, match=says):
+            Results(tmp_path / "b")
 
 
 def test_a_run_that_diverges_is_named(tmp_path):

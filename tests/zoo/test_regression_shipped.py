@@ -37,6 +37,9 @@ def test_the_recipe_is_the_one_in_the_code(results):
         assert {n: data[n].attrs["group"] for n in data} == {
             v.name: v.group for v in measure.VARIABLES
         }
+        assert [data[v.name].attrs["long_name"] for v in measure.VARIABLES] == [
+            v.about for v in measure.VARIABLES
+        ]
         assert results.weights(stack.name)["q"].shape[:2] == (len(stack.settings), stack.heads)
 
 

@@ -33,6 +33,7 @@ def evidence(tmp_path_factory):
     one = [s for s in stacks["sampled"].settings if s.name == "sampled-z1-r1"]
     parts = (
         recipe.flow(600),
+        replace(stacks["wide"], steps=600, logged=recipe.logged_to(600)),
         recipe.adam(),
         stacks["fine"],
         replace(stacks["sampled"], settings=tuple(one[:2])),
@@ -158,7 +159,7 @@ def test_laws_hold_that_these_runs_decide(evidence):
         if f.law.name in names
     }
     assert found.pop("growth ends as log log t") == "not held"
-    assert len(found) == 11 and set(found.values()) == {"held"}, found
+    assert len(found) == 12 and set(found.values()) == {"held"}, found
     assert verdict("every pair, to the end", evidence) == "not held"
 
 
@@ -176,6 +177,10 @@ def test_laws_fail_where_their_effect_is_taken_away(evidence):
         for name in names:
             assert verdict(name, swapped(by)) != "held", (by, name)
     runs = evidence.runs
+    # A control that keeps the order too leaves nothing to say.
+    both = replace(evidence, runs={**runs, **{n: runs[m] for n, m in zip(laws.WIDE, laws.FLOW,
+                                                                        strict=True)}})  # fmt: skip
+    assert verdict("a faster decoder, less sparse", both) == "not held"
     short = replace(evidence, runs={**runs, "long": runs["sampled-z1-r1"]})
     assert verdict("the rarest gain on long texts", short) == "not held"
     slow = replace(evidence, runs={**runs, "sampled-z1-r1": runs["plain"]})

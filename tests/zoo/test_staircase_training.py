@@ -137,6 +137,7 @@ def test_order_and_overlap_see_the_wrong_directions():
     assert laws.order(backwards) == -1.0 and laws.overlap(backwards) < 0.8
     never = run.assign(share=run["share"] * 0)
     assert np.isnan(laws.times(never)).all() and not laws.finished(never)
+    assert np.isnan(laws.entry_error(closed.entries)(never))
 
 
 def test_times_are_read_between_logged_steps():

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from workbench.commands import console
+from workbench.errors import WorkbenchError
 
 commands = typer.Typer(
     no_args_is_help=True, help="Small models trained here, whose mechanism is known."
@@ -28,7 +29,10 @@ def list_models() -> None:
         known = RECIPES.get(name)
         shape = f"{known.layers} layers x {known.heads} heads" if known else ""
         rows.append((f"zoo:{name}", shape, size, "yes" if name in shipped else "no: zoo train"))
-    for name in zoo.laboratories():
+    for name in sorted({*zoo.laboratories(), *zoo.recipes()} - {*shipped, *RECIPES}):
+        if name not in zoo.laboratories():
+            rows.append((f"zoo:{name}", "laboratory", None, "no: zoo train"))
+            continue
         results = zoo.laboratory(name)
         shape = f"laboratory: {sum(map(len, results.about['runs'].values()))} runs, zoo:{name}/RUN"
         size = sum(file.stat().st_size for file in results.path.iterdir()) / 1e6
@@ -37,7 +41,9 @@ def list_models() -> None:
 
 
 @commands.command("card")
-def card(name: Annotated[str, typer.Argument(help="Name of a shipped model.")]) -> None:
+def card(
+    name: Annotated[str, typer.Argument(help="Name of a shipped model or laboratory.")],
+) -> None:
     """Print the model card: how it was made and what it shows."""
     from workbench import zoo
 
@@ -46,7 +52,7 @@ def card(name: Annotated[str, typer.Argument(help="Name of a shipped model.")]) 
 
 @commands.command("train")
 def train(
-    name: Annotated[str, typer.Argument(help="Name of a recipe.")],
+    name: Annotated[str, typer.Argument(help="Name of a model or laboratory; see the list.")],
     out: Annotated[
         Path | None, typer.Option("--out", help="Directory to write; default ./NAME.")
     ] = None,
@@ -56,6 +62,9 @@ def train(
     from workbench.zoo import train as training
 
     name = name.removeprefix("zoo:")
+    if name not in zoo.recipes():
+        known = ", ".join(zoo.recipes())
+        raise WorkbenchError(f"there is no recipe {name!r}; known recipes: {known}.")
     laboratory = zoo.code_of(name, "shipped")
     if laboratory is not None:
         with console.progress(f"training {name}", "steps") as report:

@@ -25,6 +25,7 @@ __all__ = [
     "names",
     "open_run",
     "path",
+    "recipes",
     "revisions",
 ]
 
@@ -90,6 +91,14 @@ def code_of(name: str, module: str) -> Any:
     return import_module(full) if full and find_spec(full) else None
 
 
+def recipes() -> tuple[str, ...]:
+    """Names of the models and laboratories that can be trained, shipped or not, sorted."""
+    from workbench.zoo.train import RECIPES
+
+    made = (name for name in _CODE if code_of(name, "shipped") is not None)
+    return tuple(sorted((*RECIPES, *made)))
+
+
 def open_run(name: str, revision: str | None = None) -> tuple[Any, Any]:
     """Network and tokenizer of `LABORATORY/RUN`, or of `LABORATORY`: the run its card names.
 
@@ -119,9 +128,11 @@ def revisions(name: str) -> tuple[str, ...]:
 
 def _run(name: str) -> tuple[Results, Any, str]:
     """Laboratory, the module that opens its runs, and the run's label."""
-    laboratory_name, _, run = name.partition("/")
+    laboratory_name, slash, run = name.partition("/")
     results, shipped = laboratory(laboratory_name), code_of(laboratory_name, "shipped")
-    return results, shipped, run or shipped.DEFAULT_RUN
+    label = run if slash else shipped.DEFAULT_RUN
+    results.stack_of(label)
+    return results, shipped, label
 
 
 def _step(revision: str) -> int:

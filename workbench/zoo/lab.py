@@ -278,10 +278,16 @@ def _resume(stack: Stack, place: Path) -> _State:
     """The state that `_save` wrote."""
     file = TensorFile(place)
     parts: dict[str, dict[str, np.ndarray]] = {"parameter": {}, "optimiser": {}, "log": {}}
+    state = _begin(stack)
+    shapes = {f"parameter/{name}": tuple(value.shape) for name, value in state.parameters.items()}
+    if shapes != {name: file[name].shape for name in file if name.startswith("parameter/")}:
+        raise WorkbenchError(
+            f"{place} is no checkpoint of stack {stack.name} as it is now; delete it to train that "
+            "stack from its start."
+        )
     for name in file:
         kind, _, rest = name.partition("/")
         parts[kind][rest] = file[name]
-    state = _begin(stack)
     with torch.no_grad():
         for name, value in state.parameters.items():
             value.copy_(torch.from_numpy(parts["parameter"][name]))

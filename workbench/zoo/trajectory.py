@@ -36,6 +36,14 @@ TRAJECTORY, WEIGHTS, CHECKPOINT = (
     f".{kind}.safetensors" for kind in ("trajectory", "weights", "checkpoint")
 )
 _SLACK = 1e-4
+_FIELDS = {
+    "name": str,
+    "stacks": list,
+    "runs": dict,
+    "settings": dict,
+    "files": dict,
+    "cpu_seconds": dict,
+}
 
 
 def kept_file(stack: str, step: int) -> str:
@@ -133,8 +141,24 @@ class Results:
                 f"{self.path} holds an unfinished laboratory; run it again to go on where it "
                 "stopped."
             )
+        self._complete()
         for name, expected in self.about["files"].items():
             check_size(self.path / name, expected)
+
+    def _complete(self) -> None:
+        """Refuse a `laboratory.json` that lacks a field, or does not list a file it needs."""
+        for field, kind in _FIELDS.items():
+            if not isinstance(self.about.get(field), kind):
+                raise SchemaError(
+                    f"{ABOUT} in {self.path} has no {field!r} that can be read; train again."
+                )
+        # Weights may be missing: checkpoints of a model that was trained elsewhere are measured
+        # and not stored again.
+        needed = [f"{stack}{TRAJECTORY}" for stack in self.stacks]
+        kept = self.about.get("kept", {})
+        needed += [kept_file(stack, step) for stack in self.stacks for step in kept.get(stack, ())]
+        if missing := sorted({*needed} - {*self.about["files"]}):
+            raise SchemaError(f"{ABOUT} in {self.path} does not list {missing[0]}; train again.")
 
     def __repr__(self) -> str:
         return f"Results({str(self.path)!r}: {self.about['name']}, {', '.join(self.stacks)})"
@@ -174,9 +198,11 @@ class Results:
     def weights(self, stack: str, step: int | None = None) -> TensorFile:
         """Parameters of one stack by name, each [run, ...]: the final ones, or those after `step`.
 
-        Raises `SchemaError` for a step whose parameters were not kept.
+        Raises `SchemaError` for a step whose parameters were not kept, and where none were.
         """
         self._known(stack)
+        if f"{stack}{WEIGHTS}" not in self.about["files"]:
+            raise SchemaError(f"{self.path} holds what was measured of {stack}, not its weights.")
         if step is None or step == self.steps(stack)[-1]:
             return TensorFile(self._checked(f"{stack}{WEIGHTS}"))
         if step not in self.steps(stack):

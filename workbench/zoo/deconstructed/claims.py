@@ -125,7 +125,8 @@ CLAIMS: tuple[Claim[Evidence], ...] = (
           _read(context, (_hybrid("mlp"),), (_MLP,)), (_hybrid("mlp"), _MLP)),
     Claim("skipping costs every hybrid its context", XUE, "mean of copy and recall, added by "
           "skipping the odd layers", Mark(">", 0.5), "no mixing, skipped", "What the simple layers "
-          "write is needed.", _read(_by_skipping, _HYBRIDS, (_MLP,)), (*_HYBRIDS, _MLP)),
+          "write is needed, above all for recall, less for copying.",
+          _read(_by_skipping, _HYBRIDS, (_MLP,)), (*_HYBRIDS, _MLP)),
     Claim("skipping costs standard attention as much", OURS, "mean of copy and recall, added by "
           "skipping the odd layers", Mark(">", 0.5), "no mixing, skipped", "So skipping says that "
           "layers trained together need one another, and nothing about simple layers.",

@@ -85,15 +85,10 @@ def apart(run: Run, one: np.ndarray, other: np.ndarray) -> float:
 
 
 def window_gain(run: Run) -> float:
-    """Largest fall of the ICL score within `WINDOW` of the steps, nats."""
+    """Largest fall of the ICL score between logged steps `WINDOW` of all steps apart, nats."""
     values, steps = icl(run), run["step"].to_numpy()
     width = int(np.searchsorted(steps, WINDOW * steps[-1]))
     return float((values[:-width] - values[width:]).max())
-
-
-def bayes(run: Run) -> np.ndarray:
-    """Loss by position of the exact oracle, in the language with favourites."""
-    return run["loss_at_baseline"].sel(predictor="Bayes").to_numpy()
 
 
 def best_pair(run: Run, name: str) -> np.ndarray:

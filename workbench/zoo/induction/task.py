@@ -95,9 +95,10 @@ class Language:
         return out
 
     def without_context(self, ids: np.ndarray) -> np.ndarray:
-        """What is best without the context: the chain, every favourite as likely as any other.
+        """The chain, with every favourite as likely as any other: the oracle where a word is new.
 
-        Probabilities [text, length, token] of texts [text, length].
+        Probabilities [text, length, token] of texts [text, length].  Frequencies over
+        many texts do a little better: a word that is its own favourite is met more often.
         """
         rows = (1 - self.favour) * self.chain.matrix + self.favour / self.states
         rows = np.pad(np.vstack([rows, self.chain.frequencies]), ((0, 0), (0, 1)))

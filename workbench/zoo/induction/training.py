@@ -92,7 +92,7 @@ class Bench:
 
     @cached_property
     def _baselines(self) -> np.ndarray:
-        """Loss by position of the oracle and of the best guess without context, [2, position].
+        """Loss by position of the oracle and of the chain with even favourites, [2, position].
 
         In the language with favourites.
         """

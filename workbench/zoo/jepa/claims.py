@@ -14,7 +14,7 @@ from workbench.zoo.trajectory import Mark
 Reader = Callable[[Evidence], tuple[Values, Values]]
 DEEP, SHALLOW = DEPTHS[-1], DEPTHS[0]
 LEAST = RHO[-1]
-LAYER = 0.15  # a start of every layer, where the product is not held
+LAYERS = (0.05, 0.1, 0.15)  # starts of every layer, where the product is not held
 TINY = 1e-6
 
 
@@ -110,10 +110,12 @@ CLAIMS: tuple[Claim[Evidence], ...] = (
           lambda e: (_alone(e, JEPA), _alone(e, MAE)),
           tuple(need for depth in DEPTHS for need in _both("free", depth))),
     Claim("it is the start of the layers", OURS, f"preference at depth {DEEP} over depth 2",
-          Mark("<", 1.2), "the same product of layers", "Closed form. Started with the same weight "
-          "in every layer, whatever their number, the preference does not grow with depth: what "
-          "depth changes is how large each layer is for the same small product.",
-          lambda _: ([_growth_of((LAYER**DEEP, LAYER**2))], [_growth_of((PRODUCT, PRODUCT))])),
+          Mark("<", 1.2), "the same product of layers", "Closed form. Started with the same "
+          f"weight, {LAYERS[0]:g} to {LAYERS[-1]:g}, in every layer, the preference hardly grows "
+          "from two layers to four: what depth changes is how large each layer is for the same "
+          "small product. From one layer to two, and from larger weights, it grows.",
+          lambda _: ([_growth_of((w**DEEP, w**2)) for w in LAYERS],
+                     [_growth_of((PRODUCT, PRODUCT))])),
     Claim("tiny starts forget it", OURS, f"preference at depth {DEEP}", Mark("<", 1.1),
           f"a product of {PRODUCT:g}", "Closed form. From a product of 1e-6 even a deep JEPA "
           "follows the covariance, unless covariances are equal to a few percent.",

@@ -126,7 +126,7 @@ CLAIMS: tuple[Claim[Evidence], ...] = (
           _each(lambda e, s: laws.compounding(e, s, 48), lambda e, s: laws.compounding(e, s, 2))),
     Claim("redundant heads err less", QIAO, "error^2 of 16 heads over that of one",
           Mark("<", 0.5), "copies of one head", "Heads with projections of their own average their "
-          "errors out.",
+          "errors out; copies say what one says and cannot.",
           _compared(lambda e, s, k: laws.gain(e, s, k, 16), "random", "copies")),
     Claim("by this much, with a floor", OURS, "largest |error^2 / law - 1|", Mark("<", 0.1),
           "copies of one head", "((N + 1) + (N - 1) / d) / (H d_k) + (N - 1) / d.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from workbench.zoo.minimal.model import BARE, NO_MLP, SYMMETRIC, UNIFORM, VARIANTS, WHOLE
+from workbench.zoo.minimal.model import BARE, NO_MLP, SYMMETRIC, UNIFORM, VARIANTS
 from workbench.zoo.minimal.task import PLAIN, REVERSED
 
 LOGGED = (0, 10, 20, 40, 80, 120, 200, 300, 450, 600, 800, 1000)
@@ -66,10 +66,7 @@ def _stack(variant: str, seeds: dict[str, int], steps: int) -> Recipe:
 
 def small() -> tuple[Recipe, ...]:
     """Every variant: three seeds on reversed images, one on plain ones."""
-    return tuple(
-        _stack(variant, {REVERSED: 3, PLAIN: 1}, 500 if variant == WHOLE else 1000)
-        for variant in VARIANTS
-    )
+    return tuple(_stack(variant, {REVERSED: 3, PLAIN: 1}, 1000) for variant in VARIANTS)
 
 
 def quick() -> tuple[Recipe, ...]:

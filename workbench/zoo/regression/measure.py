@@ -53,7 +53,7 @@ _GROUPS = {
         ("mu", (*_HEAD, "task"), "1", _ANY, "entry of OV at the label"),
     ),
     "step of gradient descent": (
-        ("eta", _RUN, "1", _ANY, "sum mu omega, mean of tasks"),
+        ("eta", _RUN, "1", _ANY, "mean diagonal of E, mean of tasks"),
         ("to_gd", _RUN, "share", _POSITIVE, "distance to GD of the same step"),
         ("to_dgd", _RUN, "share", _POSITIVE, "distance to debiased GD of the same step"),
     ),

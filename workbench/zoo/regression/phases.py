@@ -26,7 +26,7 @@ WORDS = {
     "one-head plateau": "all heads have one sign: the risk of one head",
     "symmetry breaking": "a head has turned: mu of both signs",
     "zero sum": "output weights cancel: sum mu = 0",
-    "slow slide": "|omega| shrinks, the step eta = sum mu omega stays",
+    "slow slide": "|omega| shrinks, the risk stays within 5 % of its last",
 }
 
 

@@ -93,13 +93,13 @@ def height_error(heights: Callable[[Task], np.ndarray]) -> Callable[[Run], float
 
 def entry_error(entries: Callable[[Task], np.ndarray]) -> Callable[[Run], float]:
     """Largest relative distance of the diagonal of M at the end to these entries, over directions
-    that were learned by half of the steps."""
+    that were learned by half of the steps; NaN where none was."""
 
     def read(run: Run) -> float:
         task = task_of(run)
         found = run["share"].isel(step=-1).to_numpy() * closed.entries(task)
         settled = times(run) < float(run["step"].max()) / 2
-        return float(np.abs(found / entries(task) - 1.0)[settled].max())
+        return max(np.abs(found / entries(task) - 1.0)[settled].tolist(), default=np.nan)
 
     return read
 
