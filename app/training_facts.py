@@ -45,11 +45,14 @@ def shown(results: Results, state: LabState) -> tuple[LabState, Trained, Trained
     return full, *_told_apart(one, laboratories.trained(results, beside, head))
 
 
-def _told_apart(*runs: Trained) -> tuple[Trained, ...]:
+def _told_apart(one: Trained, beside: Trained) -> tuple[Trained, Trained]:
     """Both runs with titles that differ: runs of two stacks may have one label."""
-    if len({run.title for run in runs}) == len(runs):
-        return runs
-    return tuple(replace(run, title=f"{run.label} · {run.stack}") for run in runs)
+    if one.title != beside.title:
+        return one, beside
+    return (
+        replace(one, title=f"{one.label} · {one.stack}"),
+        replace(beside, title=f"{beside.label} · {beside.stack}"),
+    )
 
 
 def facts_of(state: LabState) -> dict[str, Any]:
@@ -101,7 +104,7 @@ def _headed(one: Trained, beside: Trained | None) -> tuple[str, str]:
     """Titles of both runs, with their heads where these differ."""
     if beside is None or one.head == beside.head:
         return one.title, beside.title if beside else ""
-    return tuple(f"{run.title} {run.head}".strip() for run in (one, beside))
+    return f"{one.title} {one.head}".strip(), f"{beside.title} {beside.head}".strip()
 
 
 def _map(results: Results, state: LabState, run: Trained) -> dict[str, Any]:

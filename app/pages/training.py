@@ -229,7 +229,7 @@ def _figure_box(kind: str, i: int) -> html.Section:
 def _numbers_box() -> html.Section:
     head = html.Thead(html.Tr(id="lab-numbers-head"))
     table = html.Table([head, html.Tbody(id="lab-numbers")], className="list")
-    scroll = {"aria-label": "numbers at this step"}
+    scroll: Any = {"aria-label": "numbers at this step"}
     return parts.box(
         "Numbers at this step",
         [

@@ -67,7 +67,11 @@ def study(
                 f"{name} takes no option but --out, and all takes --quick; leave them out, or "
                 "name one study."
             )
-        _together(out or _ROOT, size if name == "all" else None)
+        root = out or _ROOT
+        failed = _every(size, root) if name == "all" else []
+        _together(root)
+        if failed:
+            raise typer.Exit(1)
         return
     found = registry.find(name)
     config = found.config(size, **changes)
@@ -123,22 +127,27 @@ def _perform(
     return failed
 
 
-def _together(root: Path, size: str | None) -> None:
-    """Every study of this size, or none of them again, then the page with all laws."""
-    from workbench.studies import registry, together
+def _every(size: str, root: Path) -> list[str]:
+    """Run every study at this size; returns the required laws that are not held."""
+    from workbench.studies.registry import STUDIES
 
     failed = []
-    for name, found in registry.STUDIES.items() if size else ():
+    for name, found in STUDIES.items():
         typer.echo(f"\n{name}: {found.question}")
         failed += _perform(found, found.config(size), size, root / _folder(name, size), {})
+    return failed
+
+
+def _together(root: Path) -> None:
+    """Write the page with the laws of all studies in the folder and say what it holds."""
+    from workbench.studies import together
+
     studies = together.write(root)
     for done in studies:
         if done.problem:
             console.complain(f"{done.folder} is left out: {done.problem}.")
     typer.echo(f"\nreport   {root / together.PAGE}")
     typer.echo(together.closing_line(studies))
-    if failed:
-        raise typer.Exit(1)
 
 
 def _show_laws(content: Content) -> None:
