@@ -18,7 +18,7 @@ from workbench.studies.scan_and_snap import STUDY as SCAN_AND_SNAP
 from workbench.studies.sinks import STUDY as SINKS
 from workbench.studies.staircase import STUDY as STAIRCASE
 from workbench.studies.study import Study
-from workbench.studies.test_time_regression import STUDY as TEST_TIME_REGRESSION
+from workbench.studies.testtime import STUDY as TEST_TIME_REGRESSION
 
 STUDIES = {
     study.name: study

@@ -107,7 +107,7 @@ def page(studies: Sequence[Done]) -> str:
     head = (
         '<tr><th>study</th><th>question</th><th class="number">held</th>'
         '<th class="number">not held</th><th class="number">not applicable</th>'
-        '<th class="number">CPU s</th></tr>'
+        '<th class="number">CPU s, last start</th></tr>'
     )
     body = [
         "<h1>What the studies found</h1>",

@@ -64,7 +64,8 @@ def plain(name: str, seed: int = 0):
 def planted(name: str, seed: int = 0):
     """(network, inputs) with the sinks of `sink_positions` from layer 1 on."""
     net, inputs = plain(name, seed)
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
         (_mark_llava if name == "LLaVA" else _mark_qwen)(net.model)
         _language(net.model.language_model)
     return net, inputs

@@ -232,7 +232,7 @@ def test_rows_generated_later_are_changed_too():
             steps.append((call.patterns[1][0, 0], call.patterns[0][0, 0]))
 
     with wb.intervening(model, edits), model.open_tap(listen):
-        model.net.generate(**inputs, max_new_tokens=4, do_sample=False, use_cache=True)
+        model.net.generate(**inputs, min_new_tokens=4, max_new_tokens=4, do_sample=False)
     assert len(steps) == 3
     for image_head, sink_head in steps:
         assert (image_head[every] == 0).all() and abs(float(image_head.sum()) - 1) < 1e-6

@@ -19,7 +19,7 @@ that look for the earlier copy (Olsson et al. 2022, arXiv 2209.11895); networks 
 import workbench as wb
 from workbench import zoo
 
-model = wb.load("zoo:{name}")  # the run {default} as a GPT-2 without MLPs, with its tokenizer
+model = wb.load("zoo:{name}")  # {default} as a GPT-2 without MLPs
 early = wb.load("zoo:{name}/{default}", revision="step200")  # the same run before the change
 zoo.revisions("{name}/{default}")  # {revisions}
 results = zoo.laboratory("{name}")  # trajectories by stack, weights by stack and step

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from workbench.studies import test_time_regression_figures as figures
+from workbench.studies import testtime_figures as figures
 from workbench.studies.study import DEFAULT, QUICK, Content, Plate, Progress, Study, pictures
 from workbench.zoo import claims
 from workbench.zoo.testtime import laws

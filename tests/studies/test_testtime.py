@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from workbench import cli
 from workbench.studies import registry
 from workbench.studies import study as frame
-from workbench.studies import test_time_regression as study
+from workbench.studies import testtime as study
 from workbench.zoo.claims import findings
 from workbench.zoo.testtime import laws
 from workbench.zoo.testtime.claims import CLAIMS
